@@ -1,0 +1,29 @@
+// Monotonic time and deadlines. A Deadline is passed down to every wait; nothing waits without one.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+namespace roundel {
+
+using Clock = std::chrono::steady_clock;
+
+class Deadline {
+ public:
+  static Deadline after(double seconds) {
+    return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+  }
+  bool passed() const { return Clock::now() >= at_; }
+  double seconds_left() const { return std::max(0.0, std::chrono::duration<double>(at_ - Clock::now()).count()); }
+  // For poll and epoll_wait: rounded up, so that a wait does not wake just before its deadline and spin.
+  int milliseconds_left(int at_most) const {
+    return static_cast<int>(std::min<double>(at_most, seconds_left() * 1e3 + 1));
+  }
+  Deadline sooner(Deadline other) const { return Deadline(std::min(at_, other.at_)); }
+
+ private:
+  explicit Deadline(Clock::time_point at) : at_(at) {}
+  Clock::time_point at_;
+};
+
+}  // namespace roundel

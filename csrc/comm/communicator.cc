@@ -1,0 +1,282 @@
+#include "comm/communicator.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/env.h"
+#include "base/error.h"
+#include "comm/native.h"
+#include "comm/shm.h"
+
+namespace roundel::comm {
+namespace {
+
+constexpr uint64_t kPointToPoint = 1ull << 63;     // sequence space apart from the collectives'
+constexpr size_t kTransferBytes = 1u << 20;        // a transfer travels in messages of this size
+constexpr size_t kAlignment = 64;
+
+}  // namespace
+
+void Request::wait() {
+  done_.wait(false, std::memory_order_acquire);
+  if (error_) std::rethrow_exception(error_);
+}
+
+void Request::complete(std::exception_ptr error) {
+  error_ = std::move(error);
+  done_.store(true, std::memory_order_release);
+  done_.notify_all();
+}
+
+std::shared_ptr<Communicator> Communicator::open(std::shared_ptr<transport::World> world) {
+  const bool direct = world->size == 1 || (world->all_local && env::text("ROUNDEL_ALGORITHM").empty());
+  Communicator* made = nullptr;
+  if (direct && world->memory != nullptr)
+    made = new ShmCommunicator(std::move(world));
+  else
+    made = new NativeCommunicator(std::move(world));
+  // A forked child has none of the threads that a destructor would join: there it is left alone.
+  return {made, [](Communicator* c) {
+            if (!in_forked_child()) delete c;
+          }};
+}
+
+Communicator::Communicator(std::shared_ptr<transport::World> world)
+    : world_(std::move(world)),
+      default_timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
+      sent_(static_cast<size_t>(world_->size)),
+      received_(static_cast<size_t>(world_->size)) {}
+
+Communicator::~Communicator() { close(); }
+
+void Communicator::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    if (!failure_)
+      failure_ = std::make_exception_ptr(Error(format("rank %d: roundel was shut down", world_->rank)));
+  }
+  ready_.notify_all();
+  world_->bell().ring();
+  if (progress_.joinable()) progress_.join();
+  std::unique_lock lock(mutex_);
+  ready_.wait(lock, [this] { return !executing_; });  // a blocking call on another thread is about to notice closing_
+}
+
+void Communicator::leave(double seconds) {
+  close();
+  if (world_->monitor == nullptr) return;
+  world_->monitor->leave(Deadline::after(seconds));
+  world_->monitor.reset();
+  world_->transport.reset();
+}
+
+std::byte* Communicator::allocate(size_t bytes) {
+  if (world_->memory != nullptr) return world_->memory->arena().allocate(bytes);
+  const size_t rounded = std::max<size_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  auto* data = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+  if (data == nullptr) throw Error(format("no memory for a buffer of %zu bytes", bytes));
+  return data;
+}
+
+void Communicator::release(std::byte* data) {
+  if (world_->memory != nullptr)
+    world_->memory->arena().free(data);
+  else
+    std::free(data);
+}
+
+void Communicator::prepare(Operation& operation) {
+  validate(operation, world_->rank, world_->size);
+  operation.signature = sign(operation);
+  if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", world_->rank));
+  if (operation.timeout <= 0) operation.timeout = default_timeout_;
+  operation.deadline = Deadline::after(operation.timeout);
+}
+
+void Communicator::run(Operation operation) {
+  prepare(operation);
+  std::unique_lock lock(mutex_);
+  const bool idle = !executing_ && collectives_.empty() && new_transfers_.empty() && transfers_.empty();
+  if (operation.kind == OpKind::PointToPoint || !idle || failure_) {
+    const auto request = enqueue(std::move(operation));
+    lock.unlock();
+    return request->wait();
+  }
+  executing_ = true;
+  operation.sequence = next_sequence_++;
+  lock.unlock();
+  std::exception_ptr error;
+  try {
+    execute(operation);
+  } catch (...) {
+    error = fail(std::current_exception(), &operation);
+  }
+  lock.lock();
+  executing_ = false;
+  lock.unlock();
+  ready_.notify_all();
+  if (error) std::rethrow_exception(error);
+}
+
+std::shared_ptr<Request> Communicator::start(Operation operation) {
+  prepare(operation);
+  const std::lock_guard lock(mutex_);
+  return enqueue(std::move(operation));
+}
+
+std::shared_ptr<Request> Communicator::enqueue(Operation operation) {
+  if (failure_) raise_ended();
+  if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
+  auto request = std::make_shared<Request>();
+  if (operation.kind == OpKind::PointToPoint) {
+    auto& counter = (operation.sends() ? sent_ : received_)[static_cast<size_t>(operation.root)];
+    operation.sequence = kPointToPoint | counter++;
+    new_transfers_.push_back({std::move(operation), request});
+    has_new_transfers_.store(true, std::memory_order_release);
+  } else {
+    operation.sequence = next_sequence_++;
+    collectives_.push_back({std::move(operation), request});
+  }
+  ready_.notify_one();
+  world_->bell().ring();
+  return request;
+}
+
+void Communicator::progress_loop() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    ready_.wait(lock, [this] {
+      return closing_ || (!executing_ && (!collectives_.empty() || !new_transfers_.empty() || !transfers_.empty()));
+    });
+    if (closing_) break;
+    executing_ = true;
+    lock.unlock();
+    try {
+      work();
+    } catch (...) {
+      fail(std::current_exception(), transfers_.empty() ? nullptr : &transfers_.front().queued.operation);
+    }
+    lock.lock();
+    executing_ = false;
+  }
+  ready_.wait(lock, [this] { return !executing_; });
+  lock.unlock();
+  fail(failure_, nullptr);
+}
+
+// Runs until there is nothing left to do. Called by the progress thread, which holds executing_.
+void Communicator::work() {
+  for (;;) {
+    take_transfers();
+    reap_transfers();
+    Queued next;
+    {
+      const std::lock_guard lock(mutex_);
+      if (closing_) return;
+      if (collectives_.empty() && new_transfers_.empty() && transfers_.empty()) return;
+      if (!collectives_.empty()) {
+        next = std::move(collectives_.front());
+        collectives_.pop_front();
+      }
+    }
+    if (next.request != nullptr) {
+      try {
+        execute(next.operation);
+        next.request->complete(nullptr);
+      } catch (...) {
+        next.request->complete(fail(std::current_exception(), &next.operation));
+        return;
+      }
+    } else if (!transfers_.empty() && !world_->transport->poll()) {
+      const Operation& oldest = transfers_.front().queued.operation;
+      look_around(oldest, [&oldest] { return std::vector<int>{oldest.root}; });
+      world_->transport->sleep(oldest.deadline);
+    }
+  }
+}
+
+void Communicator::take_transfers() {
+  if (!has_new_transfers_.load(std::memory_order_acquire)) return;
+  std::vector<Transfer*> taken;
+  {
+    const std::lock_guard lock(mutex_);
+    for (Queued& queued : new_transfers_) taken.push_back(&transfers_.emplace_back(Transfer{std::move(queued), {}}));
+    new_transfers_.clear();
+    has_new_transfers_.store(false, std::memory_order_release);
+  }
+  for (Transfer* transfer : taken) post(*transfer);  // all are in transfers_ already: if one throws, fail() finds every one
+}
+
+void Communicator::post(Transfer& transfer) {
+  const Operation& o = transfer.queued.operation;
+  const View& view = o.sends() ? o.in : o.out;
+  transport::Tag tag{o.sequence, 0, o.signature};
+  size_t at = 0;
+  do {  // an empty transfer is one empty message
+    const size_t n = std::min(kTransferBytes, view.bytes() - at);
+    auto* data = static_cast<std::byte*>(view.data) + at;
+    transfer.tickets.push_back(o.sends() ? world_->transport->send(o.root, tag, {data, n})
+                                         : world_->transport->recv(o.root, tag, {data, n}));
+    at += n;
+    ++tag.index;
+  } while (at < view.bytes());
+}
+
+void Communicator::reap_transfers() {
+  transfers_.remove_if([this](Transfer& transfer) {
+    std::erase_if(transfer.tickets, [this](transport::Ticket ticket) { return world_->transport->test(ticket); });
+    if (!transfer.tickets.empty()) return false;
+    transfer.queued.request->complete(nullptr);
+    return true;
+  });
+}
+
+void Communicator::look_around(const Operation& operation, const Needed& needed) {
+  if (has_new_transfers_.load(std::memory_order_acquire)) take_transfers();
+  if (!transfers_.empty()) {
+    world_->transport->poll();
+    reap_transfers();
+  }
+  if (closing_) throw Error(format("rank %d: roundel was shut down during %s", world_->rank, operation.describe().c_str()));
+  if (world_->monitor->troubled()) world_->monitor->raise_trouble(operation.describe());
+  if (world_->monitor->somebody_left()) world_->monitor->raise_if_left(needed(), operation.describe());
+  if (operation.deadline.passed())
+    throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank, operation.describe().c_str(),
+                         operation.timeout, join_ranks(needed()).c_str()));
+}
+
+// Ends everything with this error, after giving it the operation's name where it has none. Called by whoever holds executing_.
+std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation* during) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PeerLost& e) {
+    if (e.op.empty() && during != nullptr)
+      error = std::make_exception_ptr(PeerLost(format("[%s] %s during %s", name(), e.what(), during->describe().c_str()), e.ranks, e.epoch,
+                                               during->describe()));
+    if (!closing_) world_->monitor->report(e, e.ranks);
+  } catch (const Error& e) {
+    if (!closing_) world_->monitor->report(e, {});
+  } catch (const std::exception& e) {
+    if (!closing_) world_->monitor->report(Error(format("rank %d: %s", world_->rank, e.what())), {});
+  }
+  world_->transport->abandon();
+  for (Transfer& transfer : transfers_) transfer.queued.request->complete(error);
+  std::deque<Queued> ended;
+  {
+    const std::lock_guard lock(mutex_);
+    transfers_.clear();
+    if (!failure_) failure_ = error;
+    for (auto* queue : {&collectives_, &new_transfers_}) {
+      for (Queued& queued : *queue) ended.push_back(std::move(queued));
+      queue->clear();
+    }
+  }
+  for (Queued& queued : ended) queued.request->complete(error);
+  return error;
+}
+
+// The same error as the first, so that whoever asks later still learns which rank is lost.
+void Communicator::raise_ended() { std::rethrow_exception(failure_); }
+
+}  // namespace roundel::comm

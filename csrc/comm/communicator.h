@@ -1,0 +1,110 @@
+// Communicators: ordered collectives among all ranks of a world. All ranks call the same operations in the same order.
+//
+// Threads: any thread may call. A blocking call runs on its caller's thread when nothing is under way (no hand-off, about a microsecond);
+// otherwise, and for start(), the communicator's progress thread runs it in the order of arrival. Point-to-point transfers start at once
+// and run beside collectives. Whoever executes holds `executing_`; transports see one thread at a time.
+//
+// The first failure ends the communicator: it is reported to all ranks, and every pending and later call throws it.
+// InvalidArgument is not a failure: it is thrown before anything is changed.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "comm/operation.h"
+#include "transport/open.h"
+
+namespace roundel::comm {
+
+// The state of an operation that was started. wait() from any thread; the buffers belong to the operation until done().
+class Request {
+ public:
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  // Blocks until done; throws what the operation threw.
+  void wait();
+
+ private:
+  friend class Communicator;
+  void complete(std::exception_ptr error);
+  std::atomic<bool> done_{false};
+  std::exception_ptr error_;
+};
+
+class Communicator {
+ public:
+  // Shared memory for ranks of one host, plans over the transport otherwise (or when ROUNDEL_ALGORITHM forces one).
+  static std::shared_ptr<Communicator> open(std::shared_ptr<transport::World> world);
+  virtual ~Communicator();
+
+  void run(Operation operation);
+  std::shared_ptr<Request> start(Operation operation);
+
+  // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release().
+  std::byte* allocate(size_t bytes);
+  void release(std::byte* data);
+
+  // Ends pending operations with an error and stops the progress thread. Idempotent.
+  void close();
+
+  // close(), says goodbye to the other ranks, and closes all connections. Rank 0 waits up to `seconds` for the others to leave too.
+  void leave(double seconds);
+
+  virtual const char* name() const = 0;  // "shm", "shm+tcp", ...
+  const transport::World& world() const { return *world_; }
+
+ protected:
+  explicit Communicator(std::shared_ptr<transport::World> world);
+
+  // Runs one collective, blocking. Must call look_around() in every wait.
+  virtual void execute(const Operation& operation) = 0;
+
+  // Raises what should end the current wait (trouble, shutdown, deadline) and keeps point-to-point transfers moving.
+  // `needed`: the ranks that the wait needs, asked for only when it matters; one that has left ends it.
+  using Needed = std::function<std::vector<int>()>;
+  void look_around(const Operation& operation, const Needed& needed);
+
+  std::shared_ptr<transport::World> world_;
+
+ private:
+  struct Queued {
+    Operation operation;
+    std::shared_ptr<Request> request;
+  };
+  struct Transfer {
+    Queued queued;
+    std::vector<transport::Ticket> tickets;
+  };
+
+  void prepare(Operation& operation);
+  std::shared_ptr<Request> enqueue(Operation operation);  // with mutex_ held
+  void progress_loop();
+  void work();
+  void post(Transfer& transfer);
+  void take_transfers();
+  void reap_transfers();
+  std::exception_ptr fail(std::exception_ptr error, const Operation* during);
+  [[noreturn]] void raise_ended();
+
+  std::mutex mutex_;  // guards the queues, executing_, failure_ and sequence numbers
+  std::condition_variable ready_;
+  std::deque<Queued> collectives_, new_transfers_;
+  std::atomic<bool> has_new_transfers_{false};
+  bool executing_ = false;
+  std::exception_ptr failure_;
+  std::atomic<bool> closing_{false};
+  std::thread progress_;
+  double default_timeout_;
+  uint64_t next_sequence_ = 1;
+
+  std::list<Transfer> transfers_;  // of whoever holds executing_
+  std::vector<uint64_t> sent_, received_;
+};
+
+}  // namespace roundel::comm

@@ -1,0 +1,34 @@
+// Collectives as plans over the world's transport: any mix of shared-memory rings and sockets, any algorithm of the registry.
+// 16-bit sums on plans that fold more than once run in float32 and round once at the end.
+#pragma once
+
+#include <memory>
+
+#include "comm/communicator.h"
+#include "plan/executor.h"
+
+namespace roundel::comm {
+
+class NativeCommunicator final : public Communicator {
+ public:
+  explicit NativeCommunicator(std::shared_ptr<transport::World> world);
+  ~NativeCommunicator() override { close(); }
+  const char* name() const override;
+
+ protected:
+  void execute(const Operation& operation) override;
+
+ private:
+  void run_plan(const Operation& o, plan::Collective collective, View in, View out);
+  void barrier(const Operation& o);
+  std::byte* workspace(size_t bytes);
+
+  std::unique_ptr<plan::Executor> executor_;
+  const Operation* current_ = nullptr;  // for the executor's look_around
+  std::string forced_;
+  plan::LinkCost cost_;
+  std::unique_ptr<std::byte[]> workspace_;
+  size_t workspace_bytes_ = 0;
+};
+
+}  // namespace roundel::comm

@@ -1,0 +1,51 @@
+// Collectives among the ranks of one host, directly in shared memory: no messages, no plan.
+//
+// Every operation starts with a flag line: sequence number, signature and, when they fit, the data. Small operations end there: every rank
+// reads all lines. Large ones flow through cells that stay in cache. All-reduce of library-allocated buffers needs no cells at all.
+//   up to kOneShot bytes   one shot: everyone publishes its data once, everyone reads all.        n read and written per rank, per peer
+//   arena buffers          the owner of a slice reads all N copies and writes all N copies.      2Nn bytes of memory traffic in all
+//   otherwise              two shots through cells: stage, reduce the own slice, gather.          2Nn of memory traffic, the rest in cache
+// 16-bit sums round once; every sum is folded in rank order, so that all ranks and all runs get the same bits.
+#pragma once
+
+#include "comm/communicator.h"
+
+namespace roundel::comm {
+
+struct ShmRegion;
+struct ShmLine;
+
+class ShmCommunicator final : public Communicator {
+ public:
+  explicit ShmCommunicator(std::shared_ptr<transport::World> world);
+  ~ShmCommunicator() override { close(); }
+  const char* name() const override { return "shm"; }
+
+ protected:
+  void execute(const Operation& operation) override;
+
+ private:
+  // shm_wait: entering, meeting and waiting
+  ShmLine& enter(const Operation& o);
+  const ShmLine& meet(const Operation& o, int peer);
+  void publish(const Operation& o, ShmLine& line);
+  template <class Ready>
+  void await(const Operation& o, int peer, Ready ready);
+  void ring_peers();
+
+  void one_shot(const Operation& o, ShmLine& line);
+  void reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies);
+  void reduce_through_cells(const Operation& o);
+  void scatter_through_cells(const Operation& o);
+  void gather_through_cells(const Operation& o);
+  void broadcast_through_cells(const Operation& o);
+  void meet_all(const Operation& o);
+
+  transport::SharedMemory& memory_;
+  int rank_, size_;
+  std::vector<ShmRegion*> regions_;  // by rank
+  std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
+  uint64_t chunks_ = 0;              // chunks that all operations so far have moved through the cells, the same on all ranks
+};
+
+}  // namespace roundel::comm

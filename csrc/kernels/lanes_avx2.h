@@ -1,0 +1,52 @@
+// 16-bit elements eight at a time, by F16C and AVX2; the rest of a buffer (One) one at a time.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/lane.h"
+
+namespace roundel::kernels {
+inline namespace ROUNDEL_ISA_NAMESPACE {
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+
+struct FloatLanes {
+  using Storage = uint16_t;
+  using Accumulator = float;
+  static constexpr size_t width = 8;
+  HOST_DEVICE static Floats load(const float* from) { return _mm256_loadu_ps(from); }
+  HOST_DEVICE static void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
+};
+
+struct Float16 : FloatLanes {
+  using FloatLanes::load, FloatLanes::store;
+  HOST_DEVICE static Floats load(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  HOST_DEVICE static void store(uint16_t* to, Floats x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  struct One : FloatLane {
+    using FloatLane::load, FloatLane::store;
+    HOST_DEVICE static float load(const uint16_t* from) { return _cvtsh_ss(*from); }
+    HOST_DEVICE static void store(uint16_t* to, float x) { *to = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+  };
+};
+
+struct BFloat16 : FloatLanes {
+  using FloatLanes::load, FloatLanes::store;
+  HOST_DEVICE static Floats load(const uint16_t* from) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+  HOST_DEVICE static void store(uint16_t* to, Floats x) {
+    const __m256i words = reinterpret_cast<__m256i>(bfloat16_bits<Words>(x));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0b1000);  // each half packs its own
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+  }
+  using One = BFloat16Lane;
+};
+
+}  // namespace ROUNDEL_ISA_NAMESPACE
+}  // namespace roundel::kernels

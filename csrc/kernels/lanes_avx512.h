@@ -1,0 +1,51 @@
+// 16-bit elements sixteen at a time, by AVX-512; the rest of a buffer (One) one at a time.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/lane.h"
+
+namespace roundel::kernels {
+inline namespace ROUNDEL_ISA_NAMESPACE {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+struct FloatLanes {
+  using Storage = uint16_t;
+  using Accumulator = float;
+  static constexpr size_t width = 16;
+  HOST_DEVICE static Floats load(const float* from) { return _mm512_loadu_ps(from); }
+  HOST_DEVICE static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
+};
+
+struct Float16 : FloatLanes {
+  using FloatLanes::load, FloatLanes::store;
+  HOST_DEVICE static Floats load(const uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  HOST_DEVICE static void store(uint16_t* to, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  struct One : FloatLane {
+    using FloatLane::load, FloatLane::store;
+    HOST_DEVICE static float load(const uint16_t* from) { return _cvtsh_ss(*from); }
+    HOST_DEVICE static void store(uint16_t* to, float x) { *to = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+  };
+};
+
+struct BFloat16 : FloatLanes {
+  using FloatLanes::load, FloatLanes::store;
+  HOST_DEVICE static Floats load(const uint16_t* from) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  }
+  HOST_DEVICE static void store(uint16_t* to, Floats x) {
+    const __m512i words = reinterpret_cast<__m512i>(bfloat16_bits<Words>(x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(words));
+  }
+  using One = BFloat16Lane;
+};
+
+}  // namespace ROUNDEL_ISA_NAMESPACE
+}  // namespace roundel::kernels

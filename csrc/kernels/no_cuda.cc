@@ -1,0 +1,13 @@
+// Stands in for cast_cuda.cu in a build without CUDA; CMake says why in ROUNDEL_NO_CUDA_REASON.
+#include "base/error.h"
+#include "kernels/cuda.h"
+
+namespace roundel::kernels {
+
+bool cuda_compiled() { return false; }
+
+std::string cuda_status() { return "built without CUDA: " ROUNDEL_NO_CUDA_REASON; }
+
+void cuda_scale_cast(DType, void*, DType, const void*, size_t, double, void*) { throw Error(cuda_status()); }
+
+}  // namespace roundel::kernels

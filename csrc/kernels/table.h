@@ -1,0 +1,28 @@
+// Inside kernels/ and its tests: the functions of one instruction set, and which sets this processor runs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace roundel::kernels {
+
+// Arguments are valid when they come here (dispatch.cc has looked): n >= 1, no Average, divisor not 0, cast between floating types.
+struct Table {
+  const char* isa;
+  void (*reduce)(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n, size_t count, const Finish& finish);
+  void (*cast)(DType to, void* out, DType from, const void* in, size_t count);
+};
+
+// The tables of this build that this processor and operating system run, best first, "portable" last.
+// Defined in isa_x86.cc or isa_other.cc.
+std::vector<const Table*> tables();
+
+// Null when there is none of that name here.
+const Table* table_for(const std::string& isa);
+
+// What ROUNDEL_ISA asks for; the best when it is empty. Throws InvalidArgument, naming what there is.
+const Table& choose(const std::string& setting);
+
+}  // namespace roundel::kernels

@@ -1,0 +1,29 @@
+// Parts of a buffer and names: what plan.h declares and every plan uses.
+#include "plan/plan.h"
+
+#include "base/error.h"
+
+namespace roundel::plan {
+
+Parts Parts::even(size_t n, int size) {
+  ROUNDEL_CHECK(size >= 1);
+  const size_t ranks = static_cast<size_t>(size);
+  Parts parts;
+  parts.offsets_.reserve(ranks + 1);
+  for (size_t r = 0; r < ranks; ++r) parts.offsets_.push_back(parts.total() + n / ranks + (r < n % ranks ? 1 : 0));
+  return parts;
+}
+
+Parts Parts::of(const std::vector<size_t>& counts) {
+  Parts parts;
+  parts.offsets_.reserve(counts.size() + 1);
+  for (const size_t count : counts) parts.offsets_.push_back(parts.total() + count);
+  return parts;
+}
+
+const char* name_of(Collective collective) {
+  constexpr const char* names[kCollectives] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "all-to-all"};
+  return names[static_cast<int>(collective)];
+}
+
+}  // namespace roundel::plan

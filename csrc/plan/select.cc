@@ -1,0 +1,49 @@
+// Which algorithm to run: the cheapest by the linear model  rounds * latency + bytes * (time per byte)  of Hockney, "The
+// communication challenge for MPP", 1994, unless the user forces one by name.
+#include <set>
+
+#include "base/error.h"
+#include "plan/plan.h"
+
+namespace roundel::plan {
+namespace {
+
+double seconds(const Algorithm& row, const Shape& shape, DType dtype, const LinkCost& cost) {
+  // 16-bit sums that are not rounded once travel as float32.
+  const size_t widening = is_half(dtype) && !row.single_fold ? 2 : 1;
+  const size_t bytes = row.elements_sent(shape) * size_of(dtype) * widening;
+  return static_cast<double>(row.rounds(shape)) * cost.seconds_per_round + static_cast<double>(bytes) * cost.seconds_per_byte;
+}
+
+// Throws if no collective has an algorithm of this name.
+void require_known(const std::string& name) {
+  std::set<std::string> known;
+  for (const Algorithm& row : algorithms()) known.insert(row.name);
+  if (known.contains(name)) return;
+  std::string names;
+  for (const std::string& each : known) names += (names.empty() ? "" : ", ") + each;
+  throw InvalidArgument(format("there is no algorithm '%s'; known are: %s", name.c_str(), names.c_str()));
+}
+
+}  // namespace
+
+const Algorithm& select(Collective collective, const Shape& shape, DType dtype, const LinkCost& cost,
+                        const std::string& forced) {
+  if (!forced.empty()) {
+    require_known(forced);
+    if (const Algorithm* row = find_algorithm(collective, forced)) return *row;
+  }
+  const Algorithm* best = nullptr;
+  double best_seconds = 0;
+  for (const Algorithm& row : algorithms()) {
+    if (row.collective != collective) continue;
+    const double row_seconds = seconds(row, shape, dtype, cost);
+    if (best != nullptr && row_seconds >= best_seconds) continue;
+    best = &row;
+    best_seconds = row_seconds;
+  }
+  ROUNDEL_CHECK(best != nullptr);
+  return *best;
+}
+
+}  // namespace roundel::plan

@@ -1,0 +1,39 @@
+// The rendezvous: every rank meets rank 0, tells where it is, and gets the table of all.
+#pragma once
+
+#include <array>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "transport/handshake.h"
+
+namespace roundel::transport {
+
+// How this process finds its job; from the launcher's environment (python/roundel/launch/detect.py).
+struct Job {
+  Token token{};
+  int rank = 0;
+  int size = 1;
+  uint32_t epoch = 1;
+  std::string rendezvous;   // "host:port" of rank 0
+  int rendezvous_fd = -1;   // rank 0: a listening socket inherited from the launcher, which stays the launcher's
+  double start_timeout = 60;
+};
+
+struct Peer {
+  int host = 0;  // numbered in order of first appearance
+  Address address;
+};
+
+struct Rendezvous {
+  std::vector<Peer> peers;
+  std::map<int, Fd> controls;  // rank 0: all others; elsewhere: rank 0
+  Fd data_listener;            // what peers[rank].address says
+};
+
+// Throws Timeout naming the ranks that did not arrive (on every rank that did), HandshakeError, or Error when ranks were started with
+// different versions or settings.
+Rendezvous meet(const Job& job, const Identity& identity, Deadline deadline);
+
+}  // namespace roundel::transport

@@ -1,0 +1,28 @@
+// A channel: an ordered, reliable byte stream to one peer. Shared-memory rings and sockets are the two kinds.
+// Used by one thread at a time. Neither call ever blocks.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <span>
+
+namespace roundel::transport {
+
+class Channel {
+ public:
+  virtual ~Channel() = default;
+  // Bytes taken from the front of `parts`, 0 when the channel is full. Throws PeerGone when the other end has closed.
+  virtual size_t write(std::span<const iovec> parts) = 0;
+  // Bytes read, 0 when there is nothing now. Throws PeerGone when the other end has closed and everything has been read.
+  virtual size_t read(void* data, size_t bytes) = 0;
+  // Descriptor to wait on, or -1 when the doorbell announces this channel's bytes.
+  virtual int descriptor() const { return -1; }
+  // Whether payloads need a checksum (they leave the machine) or not.
+  virtual bool leaves_process_memory() const = 0;
+};
+
+// Internal to transport/: caught by the stream layer, which knows the operation, and turned into PeerLost.
+struct PeerGone {};
+
+}  // namespace roundel::transport

@@ -1,0 +1,44 @@
+// The frame: 64 bytes before every message on every byte stream. Parsing never allocates and trusts nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "base/signature.h"
+#include "base/view.h"
+
+namespace roundel::transport {
+
+inline constexpr uint32_t kFrameMagic = 0x4c444e52;  // "RNDL"
+inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
+inline constexpr uint16_t kHasPayloadCrc = 1;
+
+// Which message this is: `index` counts the messages of one operation between one pair of ranks in one direction.
+struct Tag {
+  uint64_t sequence = 0;
+  uint32_t index = 0;
+  Signature signature;
+};
+
+struct FrameHeader {
+  uint32_t magic = kFrameMagic;
+  uint16_t version = kFrameVersion;
+  uint16_t flags = 0;
+  uint32_t epoch = 0;
+  uint32_t source = 0;  // sending rank
+  uint64_t sequence = 0;
+  uint32_t index = 0;
+  uint32_t reserved = 0;
+  Signature signature;
+  uint64_t length = 0;  // bytes of payload
+  uint32_t payload_crc = 0;
+  uint32_t header_crc = 0;  // CRC32C of the 60 bytes before
+};
+static_assert(sizeof(FrameHeader) == 64);
+
+FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, ConstBytes payload, bool with_crc);
+
+// Throws CorruptFrame naming what is wrong (magic, checksum, version, source, length).
+void validate(const FrameHeader& header, int expected_source);
+
+}  // namespace roundel::transport

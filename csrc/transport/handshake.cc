@@ -1,0 +1,297 @@
+#include "transport/handshake.h"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <list>
+
+#include "base/error.h"
+
+namespace roundel::transport {
+namespace {
+
+constexpr double kStrangerSeconds = 5;
+constexpr size_t kMaxStrangers = 64;
+
+struct Hello {
+  char magic[8] = {'R', 'O', 'U', 'N', 'D', 'E', 'L', '1'};
+  std::array<uint8_t, 16> job{};
+  uint32_t role = 0;
+  uint32_t epoch = 0;
+  int32_t from = 0;
+  int32_t to = 0;
+  uint32_t size = 0;
+  uint32_t reserved = 0;
+  std::array<uint8_t, 32> nonce{};
+};
+static_assert(sizeof(Hello) == 80);
+
+struct Reply {
+  std::array<uint8_t, 32> nonce{};
+  Digest proof{};
+};
+
+template <class T>
+std::span<const uint8_t> bytes_of(const T& value) {
+  return {reinterpret_cast<const uint8_t*>(&value), sizeof value};
+}
+
+Digest server_proof(const Identity& self, const Hello& hello, const Reply& reply) {
+  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
+  said.insert(said.end(), reply.nonce.begin(), reply.nonce.end());
+  return hmac_sha256(self.server_key, said);
+}
+
+Digest client_proof(const Identity& self, const Hello& hello, const Reply& reply) {
+  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
+  said.insert(said.end(), bytes_of(reply).begin(), bytes_of(reply).end());
+  return hmac_sha256(self.client_key, said);
+}
+
+// One connection that has not proved anything yet.
+struct Stranger {
+  Fd fd;
+  Deadline deadline = Deadline::after(kStrangerSeconds);
+  Hello hello;
+  Reply reply;
+  Digest proof{};
+  size_t got = 0;  // bytes of hello, then of proof
+  enum class Fate { Pending, Dropped, Admitted };
+
+  // Reads what is there. Only the bytes that the handshake needs are ever taken from the socket.
+  Fate advance(const Identity& self, Role role) {
+    for (;;) {
+      const bool in_hello = got < sizeof hello;
+      char* into = in_hello ? reinterpret_cast<char*>(&hello) + got : reinterpret_cast<char*>(&proof) + (got - sizeof hello);
+      const size_t want = in_hello ? sizeof hello - got : sizeof hello + sizeof proof - got;
+      const ssize_t n = ::recv(fd.get(), into, want, MSG_DONTWAIT);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Fate::Pending;
+      if (n <= 0) return Fate::Dropped;
+      got += static_cast<size_t>(n);
+      if (in_hello && got == sizeof hello && !answer(self, role)) return Fate::Dropped;
+      if (got == sizeof hello + sizeof proof)
+        return equal_in_constant_time(proof, client_proof(self, hello, reply)) ? Fate::Admitted : Fate::Dropped;
+    }
+  }
+
+  bool answer(const Identity& self, Role role) {
+    const Hello expected;
+    if (std::memcmp(hello.magic, expected.magic, sizeof hello.magic) != 0 || hello.job != self.job ||
+        hello.role != static_cast<uint32_t>(role) || hello.epoch != self.epoch || hello.to != self.rank ||
+        hello.size != static_cast<uint32_t>(self.size) || hello.from < 0 || hello.from >= self.size || hello.from == self.rank)
+      return false;
+    fill_random(reply.nonce);
+    reply.proof = server_proof(self, hello, reply);
+    return ::send(fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof reply);
+  }
+};
+
+void wait_ready(int fd, short events, Deadline deadline, const char* what) {
+  pollfd entry{fd, events, 0};
+  while (::poll(&entry, 1, deadline.milliseconds_left(1000)) <= 0)
+    if (deadline.passed()) throw Timeout(format("timed out while %s", what));
+}
+
+// One try: a connected socket, or none with errno set when nobody listens there.
+Fd try_connect(const Address& address, Deadline deadline) {
+  Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) throw system_error("socket", errno);
+  const auto* to = reinterpret_cast<const sockaddr*>(&address.storage);
+  if (::connect(fd.get(), to, address.length) == 0) return fd;
+  if (errno != EINPROGRESS) return {};
+  pollfd entry{fd.get(), POLLOUT, 0};
+  if (::poll(&entry, 1, deadline.milliseconds_left(2000)) <= 0) {
+    errno = ETIMEDOUT;
+    return {};
+  }
+  int error = 0;
+  socklen_t length = sizeof error;
+  ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+  errno = error;
+  return error == 0 ? std::move(fd) : Fd{};
+}
+
+std::string text_of(const sockaddr_storage& storage, socklen_t length) {
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  if (::getnameinfo(reinterpret_cast<const sockaddr*>(&storage), length, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+    return "?";
+  return storage.ss_family == AF_INET6 ? format("[%s]:%s", host, port) : format("%s:%s", host, port);
+}
+
+Digest derive(const Token& token, const char* purpose) {
+  return hmac_sha256(token, {reinterpret_cast<const uint8_t*>(purpose), std::strlen(purpose)});
+}
+
+}  // namespace
+
+Identity::Identity(const Token& token, int rank, int size, uint32_t epoch)
+    : rank(rank), size(size), epoch(epoch), job(), server_key(derive(token, "roundel server")), client_key(derive(token, "roundel client")) {
+  const Digest id = derive(token, "roundel job");
+  std::copy_n(id.begin(), job.size(), job.begin());
+}
+
+Address unix_address(const Identity& identity, int rank) {
+  std::string name(1, '\0');  // abstract: no file to leave behind
+  name += "roundel-";
+  for (const uint8_t byte : identity.job) name += format("%02x", byte);
+  name += format("-%u-%d", identity.epoch, rank);
+  Address address;
+  auto* un = reinterpret_cast<sockaddr_un*>(&address.storage);
+  un->sun_family = AF_UNIX;
+  std::memcpy(un->sun_path, name.data(), name.size());
+  address.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  address.text = "unix socket of rank " + std::to_string(rank);
+  return address;
+}
+
+Address resolve(const std::string& host_and_port) {
+  const size_t colon = host_and_port.rfind(':');
+  if (colon == std::string::npos || colon == 0 || colon + 1 == host_and_port.size())
+    throw InvalidArgument("rendezvous: expected host:port, got '" + host_and_port + "'");
+  std::string host = host_and_port.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int error = ::getaddrinfo(host.c_str(), host_and_port.c_str() + colon + 1, &hints, &found);
+  if (error != 0) throw Error("rendezvous address '" + host_and_port + "': " + ::gai_strerror(error));
+  Address address;
+  std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
+  address.length = found->ai_addrlen;
+  ::freeaddrinfo(found);
+  address.text = text_of(address.storage, address.length);
+  return address;
+}
+
+Address local_address(int fd) {
+  Address address;
+  address.length = sizeof address.storage;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0) throw system_error("getsockname", errno);
+  address.text = text_of(address.storage, address.length);
+  return address;
+}
+
+Address with_port(Address address, uint16_t port) {
+  if (address.storage.ss_family == AF_INET6)
+    reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_port = htons(port);
+  else
+    reinterpret_cast<sockaddr_in*>(&address.storage)->sin_port = htons(port);
+  address.text = text_of(address.storage, address.length);
+  return address;
+}
+
+Fd listen_on(const Address& address) {
+  Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) throw system_error("socket", errno);
+  const int on = 1;
+  if (address.storage.ss_family != AF_UNIX) ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) != 0)
+    throw system_error("bind " + address.text, errno);
+  if (::listen(fd.get(), SOMAXCONN) != 0) throw system_error("listen on " + address.text, errno);
+  return fd;
+}
+
+void send_all(int fd, const void* data, size_t bytes, Deadline deadline) {
+  const char* p = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t n = ::send(fd, p, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) {
+      p += n;
+      bytes -= static_cast<size_t>(n);
+    } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      wait_ready(fd, POLLOUT, deadline, "sending");
+    } else if (n == 0 || errno != EINTR) {
+      throw Error("the other end closed the connection");
+    }
+  }
+}
+
+void recv_all(int fd, void* data, size_t bytes, Deadline deadline) {
+  char* p = static_cast<char*>(data);
+  while (bytes > 0) {
+    const ssize_t n = ::recv(fd, p, bytes, MSG_DONTWAIT);
+    if (n > 0) {
+      p += n;
+      bytes -= static_cast<size_t>(n);
+    } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      wait_ready(fd, POLLIN, deadline, "receiving");
+    } else if (n == 0 || errno != EINTR) {
+      throw Error("the other end closed the connection");
+    }
+  }
+}
+
+Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+  Fd fd = try_connect(address, deadline);
+  while (!fd) {
+    const int error = errno;
+    if (deadline.passed())
+      throw Timeout(format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
+    ::poll(nullptr, 0, deadline.milliseconds_left(20));
+    fd = try_connect(address, deadline);
+  }
+  const int on = 1;
+  if (address.storage.ss_family != AF_UNIX) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  Hello hello;
+  hello.job = self.job;
+  hello.role = static_cast<uint32_t>(role);
+  hello.epoch = self.epoch;
+  hello.from = self.rank;
+  hello.to = peer;
+  hello.size = static_cast<uint32_t>(self.size);
+  fill_random(hello.nonce);
+  Reply reply;
+  try {
+    send_all(fd.get(), &hello, sizeof hello, deadline);
+    recv_all(fd.get(), &reply, sizeof reply, deadline);
+  } catch (const Timeout&) {
+    throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));
+  } catch (const Error&) {
+    throw HandshakeError(format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
+                                "number of ranks or epoch, or two processes claim rank %d",
+                                self.rank, peer, address.text.c_str(), self.rank));
+  }
+  if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
+    throw HandshakeError(format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
+  const Digest proof = client_proof(self, hello, reply);
+  send_all(fd.get(), proof.data(), proof.size(), deadline);
+  return fd;
+}
+
+std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, Deadline deadline) {
+  std::map<int, Fd> admitted;
+  std::list<Stranger> strangers;
+  while (admitted.size() < expected.size() && !deadline.passed()) {
+    std::vector<pollfd> entries{{strangers.size() < kMaxStrangers ? listen_fd : -1, POLLIN, 0}};
+    for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
+    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(200));
+    size_t at = 1;
+    for (auto it = strangers.begin(); it != strangers.end(); ++at) {
+      const auto fate = entries[at].revents != 0 ? it->advance(self, role)
+                        : it->deadline.passed() ? Stranger::Fate::Dropped
+                                                : Stranger::Fate::Pending;
+      if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end())
+        admitted.try_emplace(it->hello.from, std::move(it->fd));
+      it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);
+    }
+    if (entries[0].revents == 0) continue;
+    Fd fd(::accept4(listen_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd) continue;
+    const int on = 1;
+    if (role != Role::Memory) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    strangers.emplace_back();
+    strangers.back().fd = std::move(fd);
+  }
+  return admitted;
+}
+
+}  // namespace roundel::transport

@@ -1,0 +1,68 @@
+// The mutual handshake. Every connection, loopback and unix sockets too, runs it before anything else is parsed.
+//
+//   connector                                  acceptor
+//   hello: magic, role, epoch, ranks, nonce -> checks magic, job, epoch, role, ranks
+//                                           <- nonce, HMAC(server key, hello + nonce)
+//   checks it; HMAC(client key, all above)  -> checks it
+//
+// Both keys derive from the 32-byte job token; nonces are fresh, so nothing can be replayed; the keys differ by direction, so nothing can
+// be reflected. An acceptor reads at most 128 bytes, for at most 5 seconds, from at most 64 strangers at a time.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/sha256.h"
+
+namespace roundel::transport {
+
+using Token = std::array<uint8_t, 32>;
+
+enum class Role : uint8_t { Control = 1, Data = 2, Memory = 3 };
+
+// Who we are in which job. Kept as keys; the token itself is not stored.
+struct Identity {
+  Identity(const Token& token, int rank, int size, uint32_t epoch);
+  int rank;
+  int size;
+  uint32_t epoch;
+  std::array<uint8_t, 16> job;  // names the job without revealing the token
+  Digest server_key;
+  Digest client_key;
+};
+
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+  std::string text;  // "10.0.0.1:4000"
+};
+
+// An abstract unix address, seen only inside this network namespace and gone with the last descriptor.
+Address unix_address(const Identity& identity, int rank);
+// Resolves "host:port". Throws Error.
+Address resolve(const std::string& host_and_port);
+Address local_address(int fd);
+// The same interface with another port (0: any).
+Address with_port(Address address, uint16_t port);
+
+// Bound and listening, non-blocking, close-on-exec.
+Fd listen_on(const Address& address);
+
+// Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet.
+// Throws Timeout, or HandshakeError when the other end refuses or cannot prove that it knows the token.
+Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
+
+// Accepts and authenticates until every rank of `expected` is there or the deadline passes; returns who came.
+// Strangers, other jobs and other epochs are dropped without an answer.
+std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, Deadline deadline);
+
+// Whole-buffer transfers with a deadline on a connection that is set up already; throw Timeout, or PeerGone's text as Error.
+void send_all(int fd, const void* data, size_t bytes, Deadline deadline);
+void recv_all(int fd, void* data, size_t bytes, Deadline deadline);
+
+}  // namespace roundel::transport

@@ -1,0 +1,98 @@
+#include "transport/open.h"
+
+#include <sys/eventfd.h>
+
+#include <cerrno>
+
+#include "base/env.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "transport/stream.h"
+#include "transport/tcp.h"
+
+namespace roundel::transport {
+namespace {
+
+enum class Mode { Auto, Shm, Tcp };
+
+Mode mode_from_environment() {
+  const std::string mode = env::text("ROUNDEL_TRANSPORT");
+  if (mode == "auto") return Mode::Auto;
+  if (mode == "shm") return Mode::Shm;
+  if (mode == "tcp") return Mode::Tcp;
+  throw InvalidArgument("ROUNDEL_TRANSPORT: expected auto, shm or tcp, got '" + mode + "'");
+}
+
+void check_job(const Job& job) {
+  if (job.size < 1 || job.rank < 0 || job.rank >= job.size)
+    throw InvalidArgument(format("expected a rank from 0 to size - 1, got rank %d of size %d", job.rank, job.size));
+  if (job.size > 1 && job.rendezvous.empty()) throw InvalidArgument("a job of several ranks needs a rendezvous address, got none");
+}
+
+std::map<int, std::unique_ptr<Channel>> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
+                                                     Deadline deadline) {
+  std::map<int, Address> lower;
+  std::vector<int> higher;
+  for (int r = 0; r < world.size; ++r) {
+    const bool shared = world.memory != nullptr && world.host[static_cast<size_t>(r)] == world.host[static_cast<size_t>(world.rank)];
+    if (r == world.rank || shared) continue;
+    if (r < world.rank)
+      lower[r] = met.peers[static_cast<size_t>(r)].address;
+    else
+      higher.push_back(r);
+  }
+  return open_tcp(identity, met.data_listener.get(), lower, higher, deadline);
+}
+
+}  // namespace
+
+std::unique_ptr<World> open_world(const Job& job) {
+  check_job(job);
+  const Mode mode = mode_from_environment();
+  const Deadline deadline = Deadline::after(job.start_timeout);
+  const Identity identity(job.token, job.rank, job.size, job.epoch);
+  log::set_rank(job.rank);
+
+  Rendezvous met = meet(job, identity, deadline);
+  auto world = std::make_unique<World>();
+  world->rank = job.rank;
+  world->size = job.size;
+  world->epoch = job.epoch;
+  for (int r = 0; r < job.size; ++r) {
+    world->host.push_back(met.peers[static_cast<size_t>(r)].host);
+    world->addresses.push_back(met.peers[static_cast<size_t>(r)].address.text);
+    if (met.peers[static_cast<size_t>(r)].host == met.peers[static_cast<size_t>(job.rank)].host) world->local.push_back(r);
+  }
+  const bool one_host = static_cast<int>(world->local.size()) == job.size;
+  if (mode == Mode::Shm && !one_host)
+    throw Error(format("rank %d: ROUNDEL_TRANSPORT=shm, but the ranks are on several hosts; use auto", job.rank));
+  world->all_local = one_host && mode != Mode::Tcp;
+  world->spin = spin_seconds(static_cast<int>(world->local.size()));
+
+  // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
+  std::vector<Watch> watches;
+  if (mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1)) {
+    world->memory = std::make_unique<SharedMemory>(identity, world->local, deadline);
+    watches = world->memory->take_watches();
+  } else {
+    world->private_bell_state = std::make_unique<DoorbellState>();
+    Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!event) throw system_error("eventfd", errno);
+    world->private_bell = std::make_unique<Doorbell>(world->private_bell_state.get(), std::move(event));
+  }
+
+  std::vector<std::unique_ptr<Channel>> channels(static_cast<size_t>(job.size));
+  for (auto& [rank, channel] : open_sockets(*world, identity, met, deadline)) channels[static_cast<size_t>(rank)] = std::move(channel);
+  if (world->memory != nullptr)
+    for (int i = 0; i < world->memory->size(); ++i)
+      if (i != world->memory->index())
+        channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])] = world->memory->channel(i);
+  world->transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world->bell(), world->spin);
+  world->monitor =
+      std::make_unique<Monitor>(identity, std::move(met.controls), std::move(watches), [bell = &world->bell()] { bell->ring(); });
+  log::info(format("%d ranks on %d hosts, %zu here, %s", job.size, *std::max_element(world->host.begin(), world->host.end()) + 1,
+                   world->local.size(), world->all_local ? "shared memory" : world->memory != nullptr ? "shared memory and tcp" : "tcp"));
+  return world;
+}
+
+}  // namespace roundel::transport

@@ -1,0 +1,61 @@
+#include "transport/tcp.h"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include "base/error.h"
+
+namespace roundel::transport {
+namespace {
+
+// Buffer sizes are left to the kernel: it tunes them up to several megabytes, and setting them would end that at net.core.*mem_max.
+class TcpChannel final : public Channel {
+ public:
+  explicit TcpChannel(Fd fd) : fd_(std::move(fd)) {}
+
+  size_t write(std::span<const iovec> parts) override {
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(parts.data());
+    message.msg_iovlen = parts.size();
+    for (;;) {
+      const ssize_t n = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n >= 0) return static_cast<size_t>(n);
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return 0;
+      if (errno != EINTR) throw PeerGone{};
+    }
+  }
+
+  size_t read(void* data, size_t bytes) override {
+    for (;;) {
+      const ssize_t n = ::recv(fd_.get(), data, bytes, MSG_DONTWAIT);
+      if (n > 0) return static_cast<size_t>(n);
+      if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return 0;
+      if (n == 0 || errno != EINTR) throw PeerGone{};
+    }
+  }
+
+  int descriptor() const override { return fd_.get(); }
+  bool leaves_process_memory() const override { return true; }
+
+ private:
+  Fd fd_;
+};
+
+}  // namespace
+
+std::map<int, std::unique_ptr<Channel>> open_tcp(const Identity& identity, int listen_fd, const std::map<int, Address>& lower,
+                                                 const std::vector<int>& higher, Deadline deadline) {
+  std::map<int, std::unique_ptr<Channel>> channels;
+  for (const auto& [rank, address] : lower)
+    channels[rank] = std::make_unique<TcpChannel>(connect_to(address, identity, rank, Role::Data, deadline));
+  for (auto& [rank, fd] : accept_all(listen_fd, identity, Role::Data, higher, deadline))
+    channels[rank] = std::make_unique<TcpChannel>(std::move(fd));
+  std::vector<int> missing;
+  for (const int rank : higher)
+    if (!channels.contains(rank)) missing.push_back(rank);
+  if (!missing.empty()) throw Timeout(format("rank %d: no connection from rank %s in time", identity.rank, join_ranks(missing).c_str()));
+  return channels;
+}
+
+}  // namespace roundel::transport

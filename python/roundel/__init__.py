@@ -1,0 +1,71 @@
+"""Roundel: collective communication for training. A roundel is a dance in a ring.
+
+    import numpy as np, roundel
+    roundel.init()
+    roundel.allreduce(np.ones(4), op=roundel.Sum)
+
+Start it with `roundelrun -np 2 python script.py`. Horovod's API for torch is `import roundel.torch as hvd`.
+"""
+
+from importlib.metadata import version as _version
+
+from roundel._core import Communicator, Handle
+from roundel.collectives import allgather, allreduce, alltoall, barrier, broadcast, reduce_scatter
+from roundel.errors import (
+    CorruptFrameError,
+    HandshakeError,
+    InvalidArgumentError,
+    MismatchError,
+    PeerLostError,
+    RoundelError,
+    TimeoutError,
+)
+from roundel.ops import Average, Max, Min, Product, ReduceOp, Sum
+from roundel.world import (
+    communicator,
+    cross_rank,
+    cross_size,
+    init,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+
+__version__ = _version("roundel")
+
+__all__ = [
+    "Average",
+    "Communicator",
+    "CorruptFrameError",
+    "Handle",
+    "HandshakeError",
+    "InvalidArgumentError",
+    "Max",
+    "Min",
+    "MismatchError",
+    "PeerLostError",
+    "Product",
+    "ReduceOp",
+    "RoundelError",
+    "Sum",
+    "TimeoutError",
+    "allgather",
+    "allreduce",
+    "alltoall",
+    "barrier",
+    "broadcast",
+    "communicator",
+    "cross_rank",
+    "cross_size",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "rank",
+    "reduce_scatter",
+    "shutdown",
+    "size",
+]

@@ -1,0 +1,41 @@
+"""`roundel`: what this installation is and what it finds on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from roundel.launch.options import version
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point of `roundel`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="roundel", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"roundel {version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser(
+        "info",
+        allow_abbrev=False,
+        help="version, platform, instruction set, transports, what was found of CUDA, NCCL, MPI",
+    )
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    return print_info(options.json)
+
+
+def print_info(as_json: bool) -> int:
+    """Print roundel._core.info(), a dict of str to str, as aligned rows or as JSON."""
+    try:
+        from roundel import _core  # here, so that --version and --help answer even when the core does not load
+    except ImportError as error:
+        print(f"roundel: the compiled core cannot be loaded: {error}", file=sys.stderr)
+        return 1
+    info = _core.info()
+    if as_json:
+        print(json.dumps(info, indent=2))
+        return 0
+    width = max(map(len, info), default=0)
+    for name, value in info.items():
+        print(f"{name:<{width}}  {value}")
+    return 0

@@ -1,0 +1,7 @@
+"""`python -m roundel.launch` is `roundelrun`."""
+
+import sys
+
+from .run import main
+
+sys.exit(main())

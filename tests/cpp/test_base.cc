@@ -1,0 +1,108 @@
+// base/: checksums and hashes against published values, settings, signatures, deadlines.
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "base/clock.h"
+#include "base/crc32c.h"
+#include "base/env.h"
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/sha256.h"
+#include "base/signature.h"
+#include "check.h"
+
+using namespace roundel;
+
+namespace {
+
+std::span<const uint8_t> bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+std::string hex(const Digest& digest) {
+  std::string text;
+  for (const uint8_t byte : digest) text += format("%02x", byte);
+  return text;
+}
+
+}  // namespace
+
+TEST(crc32c_has_the_published_values) {
+  CHECK_EQ(crc32c("123456789", 9), 0xe3069283u);  // RFC 3720, B.4
+  const std::string zeros(32, '\0');
+  CHECK_EQ(crc32c(zeros.data(), zeros.size()), 0x8a9136aau);
+  CHECK_EQ(crc32c("", 0), 0u);
+}
+
+TEST(crc32c_is_the_same_on_both_paths_and_in_parts) {
+  std::mt19937 random(1);
+  std::vector<unsigned char> data(100'000);
+  for (auto& byte : data) byte = static_cast<unsigned char>(random());
+  for (const size_t n : {size_t{1}, size_t{7}, size_t{6143}, size_t{6144}, size_t{6145}, size_t{50'001}, data.size()}) {
+    CHECK_EQ(crc32c(data.data(), n), crc32c_portable(data.data(), n));
+    const size_t half = n / 3;
+    CHECK_EQ(crc32c(data.data() + half, n - half, crc32c(data.data(), half)), crc32c(data.data(), n));
+  }
+}
+
+TEST(crc32c_sees_a_flipped_bit_anywhere) {
+  std::vector<unsigned char> data(20'000, 0x5a);
+  const uint32_t good = crc32c(data.data(), data.size());
+  for (size_t at = 0; at < data.size(); at += 997) {
+    data[at] ^= 0x10;
+    CHECK(crc32c(data.data(), data.size()) != good);
+    data[at] ^= 0x10;
+  }
+}
+
+TEST(sha256_has_the_published_values) {
+  CHECK_EQ(hex(sha256(bytes("abc"))), std::string("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+  CHECK_EQ(hex(sha256(bytes(""))), std::string("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"));
+  CHECK_EQ(hex(sha256(bytes(std::string(1'000'000, 'a')))),
+           std::string("cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"));
+}
+
+TEST(hmac_has_the_values_of_rfc_4231) {
+  CHECK_EQ(hex(hmac_sha256(bytes("Jefe"), bytes("what do ya want for nothing?"))),
+           std::string("5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"));
+  const std::string long_key(131, '\xaa');
+  CHECK_EQ(hex(hmac_sha256(bytes(long_key), bytes("Test Using Larger Than Block-Size Key - Hash Key First"))),
+           std::string("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"));
+}
+
+TEST(settings_are_parsed_or_refused_with_their_name) {
+  ::setenv("ROUNDEL_BUCKET_BYTES", "3M", 1);
+  CHECK_EQ(env::bytes("ROUNDEL_BUCKET_BYTES"), uint64_t{3} << 20);
+  ::setenv("ROUNDEL_BUCKET_BYTES", "3X", 1);
+  CHECK_THROWS(env::bytes("ROUNDEL_BUCKET_BYTES"), InvalidArgument);
+  ::unsetenv("ROUNDEL_BUCKET_BYTES");
+  ::setenv("ROUNDEL_TIMEOUT", "soon", 1);
+  CHECK_THROWS(env::number("ROUNDEL_TIMEOUT", 0, 1e9), InvalidArgument);
+  ::setenv("ROUNDEL_TIMEOUT", "-1", 1);
+  CHECK_THROWS(env::number("ROUNDEL_TIMEOUT", 0, 1e9), InvalidArgument);
+  ::unsetenv("ROUNDEL_TIMEOUT");
+  CHECK_EQ(env::number("ROUNDEL_TIMEOUT", 0, 1e9), 600.0);
+}
+
+TEST(signatures_say_what_was_called) {
+  Signature s;
+  s.kind = OpKind::AllReduce;
+  s.dtype = DType::BFloat16;
+  s.op = ReduceOp::Max;
+  s.count = 12;
+  CHECK(s.describe().find("all-reduce of 12 bfloat16, max") == 0);
+  std::memset(&s, 0xff, sizeof s);  // garbage from a peer must not crash the text
+  CHECK(s.describe().find("unknown") != std::string::npos);
+}
+
+TEST(ranks_are_joined_as_a_sentence) {
+  CHECK_EQ(join_ranks({}), std::string());
+  CHECK_EQ(join_ranks({3}), std::string("3"));
+  CHECK_EQ(join_ranks({1, 4, 7}), std::string("1, 4 and 7"));
+}
+
+TEST(deadlines_pass) {
+  CHECK(Deadline::after(-1).passed());
+  CHECK(!Deadline::after(60).passed());
+  CHECK_EQ(Deadline::after(60).milliseconds_left(100), 100);
+  CHECK(Deadline::after(1).sooner(Deadline::after(60)).seconds_left() <= 1);
+}
