@@ -73,7 +73,8 @@ struct alignas(16) Pack {
 // The first packs * kPack elements in packs, the others one by one.
 template <class To, class From>
 __global__ void __launch_bounds__(kThreads)
-    scale_cast(typename To::Storage* out, const typename From::Storage* in, size_t count, size_t packs, typename From::Scalar factor) {
+    scale_cast(typename To::Storage* out, const typename From::Storage* in, size_t count, size_t packs,
+               typename From::Scalar factor) {
   const size_t first = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
   const size_t threads = static_cast<size_t>(gridDim.x) * blockDim.x;
   auto* packed_out = reinterpret_cast<Pack<typename To::Storage>*>(out);
@@ -110,8 +111,8 @@ void launch(void* out, const void* in, size_t count, double scale, cudaStream_t 
   auto factor = static_cast<typename From::Scalar>(scale);
   void* arguments[] = {&out, &in, &count, &packs, &factor};
   auto* kernel = reinterpret_cast<const void*>(&scale_cast<To, From>);
-  check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(wanted < held ? wanted : held)), dim3(kThreads), arguments, 0, stream),
-        "launch of scale_cast");
+  const dim3 blocks(static_cast<unsigned>(wanted < held ? wanted : held));
+  check(cudaLaunchKernel(kernel, blocks, dim3(kThreads), arguments, 0, stream), "launch of scale_cast");
 }
 
 template <class To>
@@ -137,7 +138,8 @@ std::string cuda_status() {
   cudaDeviceProp properties;
   if (status == cudaSuccess) status = cudaGetDeviceProperties(&properties, device);
   if (status != cudaSuccess) return compiled + cudaGetErrorString(status);
-  return compiled + format("%s (sm_%d%d, device %d of %d)", properties.name, properties.major, properties.minor, device, devices);
+  const std::string which = format("device %d of %d: %s, ", device, devices, properties.name);
+  return compiled + which + format("sm_%d%d", properties.major, properties.minor);
 }
 
 void cuda_scale_cast(DType to, void* out, DType from, const void* in, size_t count, double factor, void* stream) {

@@ -13,10 +13,6 @@ const Table& chosen() {
   return table;
 }
 
-void check_dtype(DType dtype) {
-  if (static_cast<int>(dtype) >= kDTypes) throw InvalidArgument(format("kernels: no dtype has the number %d", static_cast<int>(dtype)));
-}
-
 }  // namespace
 
 const Table* table_for(const std::string& isa) {
@@ -34,22 +30,23 @@ const Table& choose(const std::string& setting) {
 }
 
 void reduce(ReduceOp op, DType dtype, void* out, std::span<const void* const> in, size_t count, Finish finish) {
-  check_dtype(dtype);
+  if (static_cast<int>(dtype) >= kDTypes) throw InvalidArgument("kernels: reduce of an unknown dtype");
   if (op == ReduceOp::Average || static_cast<int>(op) >= kReduceOps)
     throw InvalidArgument("kernels: reduce takes sum, min, max or product; an average is a sum and a Finish");
   if (in.empty()) throw InvalidArgument("kernels: reduce needs an input");
   if (finish.divisor == 0) throw InvalidArgument("kernels: reduce with divisor 0");
-  chosen().reduce(op, dtype, out, in.data(), in.size(), count, finish);
+  const Table& table = chosen();
+  if (count > 0) table.reduce(op, dtype, out, in.data(), in.size(), count, finish);
 }
 
 void scale(DType dtype, void* out, const void* in, size_t count, double factor) {
-  check_dtype(dtype);
-  chosen().reduce(ReduceOp::Sum, dtype, out, &in, 1, count, Finish{factor, 1});
+  reduce(ReduceOp::Sum, dtype, out, {&in, 1}, count, Finish{factor, 1});
 }
 
 void cast(DType to, void* out, DType from, const void* in, size_t count) {
   if (!is_floating(to) || !is_floating(from)) throw InvalidArgument("kernels: cast is between floating types only");
-  chosen().cast(to, out, from, in, count);
+  const Table& table = chosen();
+  if (count > 0) table.cast(to, out, from, in, count);
 }
 
 const char* isa() { return chosen().isa; }

@@ -1,7 +1,7 @@
 // float16 and bfloat16 as bits, to and from float32: round to nearest even, denormals and infinities exact, a NaN stays a NaN.
 //
-// The bits are those of the instructions (VCVTPH2PS, VCVTPS2PH; VCVTNEPS2BF16 but with denormals kept), NaN payloads included, so
-// that a path without them gives the same result. No branches: a compiler turns the loops around these functions into vectors.
+// The bits are those of the instructions (VCVTPH2PS, VCVTPS2PH; VCVTNEPS2BF16 but with denormals kept), NaN payloads included,
+// so that a path without them gives the same result. No branches: a compiler makes vectors of the loops around these functions.
 // They hold with flush-to-zero on, too: no denormal float32 is ever an operand that matters.
 #pragma once
 
@@ -65,7 +65,8 @@ HOST_DEVICE float double_to_float_odd(double x) {
   const float nearest = static_cast<float>(x);
   const double back = static_cast<double>(nearest);
   const bool away = ((back > x) & (x > 0)) | ((back < x) & (x < 0));
-  return float_of((bits_of(nearest) - static_cast<uint32_t>(away)) | static_cast<uint32_t>(back != x));  // for a NaN this sets a payload bit that no 16-bit type keeps
+  const uint32_t cut = bits_of(nearest) - static_cast<uint32_t>(away);
+  return float_of(cut | static_cast<uint32_t>(back != x));  // for a NaN this sets a payload bit that no 16-bit type keeps
 }
 
 }  // namespace ROUNDEL_ISA_NAMESPACE

@@ -1,8 +1,8 @@
 // The one loop of this folder: out[i] = f(in1[i], in2[i], ...), in vectors, one at a time at the end.
 //
-// Lanes say how elements become registers: Storage (in memory), Accumulator (the scalar that f computes in), width (elements per
-// register), load and store between memory and registers, One (the same for single elements). Lanes of width 1 leave it to the
-// compiler to make vectors.
+// Lanes say how elements become registers: Storage (in memory), Accumulator (the scalar that f computes in), width (elements
+// per register), load and store between memory and registers, One (the same for single elements). Lanes of width 1 leave it to
+// the compiler to make vectors.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,8 @@ struct Plain {
 
 constexpr size_t kBlock = 1024;  // elements between passes: 4 KiB of float32, in the first-level cache beside its inputs
 
-// Not inlined: its callers share one copy. `out` may be one of the inputs. Loader and Storer differ where a type is converted; their registers are alike.
+// Not inlined: its callers share one copy. `out` may be one of the inputs. Loader and Storer differ where a type is converted;
+// their registers are alike.
 template <class Storer, class Loader, class F, class Out, class... In>
 [[gnu::noinline]] void convert(size_t count, F f, Out* out, const In*... in) {
   static_assert(Storer::width == Loader::width);

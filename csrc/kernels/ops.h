@@ -36,7 +36,7 @@ struct Product {
   HOST_DEVICE T operator()(T a, T b) const { return Arithmetic<T>::multiply(a, b); }
 };
 
-// `|`, not `||`: it has no branch, and it is defined for vectors of comparisons as well.
+// Written so that for floats it is the processor's min or max instruction, and a blend where the first is a NaN.
 struct Min {
   template <class T>
   HOST_DEVICE T operator()(T a, T b) const { return a != a ? a : a < b ? a : b; }
@@ -49,7 +49,7 @@ struct Max {
 
 // bool, one byte each: any value but 0 is true, and the result is 0 or 1.
 struct Or {
-  HOST_DEVICE uint8_t operator()(uint8_t a, uint8_t b) const { return (a | b) != 0; }
+  HOST_DEVICE uint8_t operator()(uint8_t a, uint8_t b) const { return (a | b) != 0; }  // `|`, `&`: no branch
 };
 
 struct And {

@@ -1,7 +1,7 @@
 // The reduction, and the table of this instruction set. Compiled once per instruction set; see isa.h.
 //
-// The inputs are folded in rank order, a few at a time: a pass of up to four operands keeps the partial results of a block in the
-// first-level cache, the last pass writes `out`. So every input is read from memory once and every output written once.
+// The inputs are folded in rank order, a few at a time: a pass of up to four operands keeps the partial results of a block in
+// the first-level cache, the last pass writes `out`. So every input is read from memory once and every output written once.
 #include <cstring>
 
 #include "kernels/map.h"
@@ -15,10 +15,10 @@ void cast(DType to, void* out, DType from, const void* in, size_t count);  // ca
 
 namespace {
 
-// Folds `first` and the n inputs at `in` into `out`, by way of `block` when they are more than one pass takes.
+// Folds `first` and, from element `at` on, the n inputs at `in` into `out`; by way of `block` when one pass does not do.
 template <class Lanes, class Op, class Out, class First>
-void fold(size_t count, Out* out, typename Lanes::Accumulator* block, const First* first, const typename Lanes::Storage* const* in,
-          size_t n, size_t at) {
+void fold(size_t count, Out* out, typename Lanes::Accumulator* block, const First* first,
+          const typename Lanes::Storage* const* in, size_t n, size_t at) {
   if (n == 1) return map<Lanes>(count, Fold<Op>{}, out, first, in[0] + at);
   if (n == 3) return map<Lanes>(count, Fold<Op>{}, out, first, in[0] + at, in[1] + at, in[2] + at);
   const size_t taken = n == 2 ? 1 : 3;
@@ -56,7 +56,7 @@ void reduce_finished(typename Lanes::Storage* out, const typename Lanes::Storage
 template <class Lanes, class Op>
 void reduce_floating(void* out, const void* const* in, size_t n, size_t count, const Finish& finish) {
   using Storage = typename Lanes::Storage;
-  using Scalar = typename Lanes::Accumulator;
+  using Scalar = typename Lanes::Accumulator;  // the factor's type, too
   auto* to = static_cast<Storage*>(out);
   auto* from = reinterpret_cast<const Storage* const*>(in);
   const ScaledSum<Scalar> scaled{static_cast<Scalar>(finish.scale)};

@@ -8,7 +8,7 @@
 
 namespace roundel::kernels {
 
-// Arguments are valid when they come here (dispatch.cc has looked): n >= 1, no Average, divisor not 0, cast between floating types.
+// Arguments are valid when they come here, dispatch.cc has looked: n >= 1, no Average, divisor not 0, cast of floating types.
 struct Table {
   const char* isa;
   void (*reduce)(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n, size_t count, const Finish& finish);

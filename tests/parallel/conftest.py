@@ -1,0 +1,45 @@
+"""Tests that take `comm` run on every rank of a team: cases x transport x size.
+
+A module lists where its cases run as TEAMS = [(transport, size), ...]; without it they run over every transport at sizes 1 to 4.
+A test marked `ends_communicator` breaks its job on purpose; the team is started anew after it.
+Arguments other than `comm` must be JSON values.
+"""
+
+from __future__ import annotations
+
+import pytest
+from team import TRANSPORTS, Team
+
+ALL_TEAMS = [(transport, size) for transport in TRANSPORTS for size in (1, 2, 3, 4)]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ends_communicator: the test leaves its job unusable; start a new one after it")
+    config.addinivalue_line("markers", "soak: long; run by `make soak`")
+
+
+def pytest_generate_tests(metafunc):
+    if "comm" in metafunc.fixturenames:
+        teams = getattr(metafunc.module, "TEAMS", ALL_TEAMS)
+        ids = [f"{transport}-{size}" for transport, size in teams]
+        metafunc.parametrize("comm", teams, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def comm(request):
+    transport, size = request.param
+    with Team(size, transport) as team:
+        yield team
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    team = pyfuncitem.funcargs.get("comm")
+    if not isinstance(team, Team):
+        return None
+    wanted = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in wanted if name != "comm"}
+    team.run(pyfuncitem.module.__name__, pyfuncitem.originalname, arguments)
+    if pyfuncitem.get_closest_marker("ends_communicator"):
+        team.broken = True
+    return True
