@@ -1,4 +1,4 @@
-"""What the examples share: threads, printing, a progress bar, a learning-rate curve, and the check that all ranks hold the same bits.
+"""What the examples share: threads, printing, a progress bar, a learning-rate curve, and the check of equal bits.
 
 Nothing here is needed to use Roundel; the training loops in digits.py and charlm.py are the part to read.
 """
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 
 def share_cores():
-    """Divide this host's cores among its ranks, unless OMP_NUM_THREADS (or a launcher that sets it) has said otherwise."""
+    """Divide this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
     # Every rank must make this call, so it comes before the look at the environment, which can differ between ranks.
     ranks_here = int(hvd.allreduce(torch.tensor([hvd.local_rank() + 1]), op=hvd.Max, name="ranks_here"))
     if "OMP_NUM_THREADS" not in os.environ:
@@ -33,7 +33,7 @@ def processes():
 
 
 def progress_bar(total, unit):
-    """A bar on rank 0's terminal; nothing on other ranks, nor in a log file or a pipe (disable=None: tqdm asks isatty)."""
+    """A bar on rank 0's terminal; nothing on other ranks, nor in a file or a pipe (disable=None asks isatty)."""
     return tqdm(total=total, unit=unit, disable=None if hvd.rank() == 0 else True, leave=False, dynamic_ncols=True)
 
 
@@ -48,8 +48,8 @@ def set_learning_rate(optimizer, peak, step, steps):
 def check_same_bits(model):
     """Compare all parameters and buffers between ranks, bit for bit. Returns (same, hash of this rank's bits).
 
-    Ranks that began alike and applied the same averaged gradients are equal exactly, not just nearly. If they ever differ,
-    something was not averaged, or not averaged alike: the ranks would drift apart without any other sign.
+    Ranks that began alike and applied the same averaged gradients are equal exactly, not just nearly. If they ever
+    differ, something was not averaged, or not alike, and the ranks drift apart without any other sign.
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

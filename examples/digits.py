@@ -27,13 +27,13 @@ def arguments():
     parser.add_argument("--batch-size", type=int, default=64, help="of all ranks together")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--compression", choices=["none", "fp16", "bf16"], default="none", help="of gradients on the wire")
+    parser.add_argument("--compression", choices=["none", "fp16", "bf16"], default="none", help="gradients on the wire")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     return parser.parse_args()
 
 
 def load_data():
-    """Images (n, 1, 8, 8) in 0..1 and labels (n,), to train on and held out: the same split on every rank and every run."""
+    """Images (n, 1, 8, 8) in 0..1 and labels (n,), to train on and held out: the same split in every run."""
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
     train_x, test_x, train_y, test_y = map(torch.from_numpy, split)

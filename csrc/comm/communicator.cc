@@ -11,8 +11,7 @@
 namespace roundel::comm {
 namespace {
 
-constexpr uint64_t kPointToPoint = 1ull << 63;     // sequence space apart from the collectives'
-constexpr size_t kTransferBytes = 1u << 20;        // a transfer travels in messages of this size
+constexpr size_t kTransferBytes = 1u << 20;  // a transfer travels in messages of this size
 constexpr size_t kAlignment = 64;
 
 }  // namespace
@@ -131,7 +130,7 @@ std::shared_ptr<Request> Communicator::enqueue(Operation operation) {
   auto request = std::make_shared<Request>();
   if (operation.kind == OpKind::PointToPoint) {
     auto& counter = (operation.sends() ? sent_ : received_)[static_cast<size_t>(operation.root)];
-    operation.sequence = kPointToPoint | counter++;
+    operation.sequence = transport::kPointToPoint | counter++;
     new_transfers_.push_back({std::move(operation), request});
     has_new_transfers_.store(true, std::memory_order_release);
   } else {
@@ -252,7 +251,7 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
     std::rethrow_exception(error);
   } catch (const PeerLost& e) {
     if (e.op.empty() && during != nullptr)
-      error = std::make_exception_ptr(PeerLost(format("[%s] %s during %s", name(), e.what(), during->describe().c_str()), e.ranks, e.epoch,
+      error = std::make_exception_ptr(PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks, e.epoch,
                                                during->describe()));
     if (!closing_) world_->monitor->report(e, e.ranks);
   } catch (const Error& e) {

@@ -84,13 +84,17 @@ void NativeCommunicator::run_plan(const Operation& o, plan::Collective collectiv
   tag.signature.algorithm = static_cast<uint8_t>(&algorithm - plan::algorithms().data());
   const ReduceOp op = o.kernel_op();
   const bool adds = (o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter) && (op == ReduceOp::Sum || op == ReduceOp::Product);
-  if (!is_half(out.dtype) || plan.single_fold || !adds) return executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline);
+  if (!is_half(out.dtype) || plan.single_fold || !adds) {
+    executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline);
+    return world_->transport->retire(tag);
+  }
 
   std::unique_ptr<std::byte[]> wide_bytes(new std::byte[out.count * sizeof(float)]);
   const View wide{wide_bytes.get(), out.count, DType::Float32};
   kernels::cast(wide.dtype, wide.data, out.dtype, out.data, out.count);
   executor_->run(plan, tag, in, wide, op, o.finish(world_->size), o.deadline);
   kernels::cast(out.dtype, out.data, wide.dtype, wide.data, out.count);
+  world_->transport->retire(tag);
 }
 
 // A one-byte all-reduce: nobody gets everyone's byte before everyone has come.

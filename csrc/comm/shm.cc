@@ -8,7 +8,7 @@
 namespace roundel::comm {
 namespace {
 
-constexpr size_t kSlots = 4;                 // operations that a rank may run ahead where it needs nobody's data (broadcast's root)
+constexpr size_t kSlots = 4;                 // operations between the fastest and the slowest rank: receivers do not wait for each other
 constexpr size_t kInline = 96;               // the first 32 bytes share a cache line with the flag
 constexpr size_t kOneShot = 32u << 10;       // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
 constexpr size_t kCell = 256u << 10;         // with kDepth cells of two ranks in the last-level cache
@@ -135,6 +135,14 @@ void ShmCommunicator::meet_all(const Operation& o) {
     if (r != rank_) meet(o, r);
 }
 
+// Receivers need root only. Root needs nobody's data, but were it to go on alone, two ranks that both think to be root would both succeed.
+void ShmCommunicator::meet_for_broadcast(const Operation& o) {
+  if (rank_ == o.root)
+    meet_all(o);
+  else
+    meet(o, o.root);
+}
+
 void ShmCommunicator::execute(const Operation& o) {
   ShmLine& line = enter(o);
   const size_t shared_bytes = o.kind == OpKind::AllGather ? o.out.bytes() : std::max(o.in.bytes(), o.out.bytes());
@@ -164,7 +172,6 @@ void ShmCommunicator::execute(const Operation& o) {
     case OpKind::AllToAll: meet_all(o); return scatter_through_cells(o);
     case OpKind::AllGather: meet_all(o); return gather_through_cells(o);
     case OpKind::Broadcast:
-      if (rank_ != o.root) meet(o, o.root);
       return broadcast_through_cells(o);
     default: ROUNDEL_CHECK(false);
   }
@@ -185,7 +192,7 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
   publish(o, line);
 
   if (broadcasts) {
-    if (rank_ != o.root) meet(o, o.root);
+    meet_for_broadcast(o);
     return copy_bytes(o.out.data, data_of(o.root), o.out.bytes());
   }
   meet_all(o);
@@ -389,7 +396,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
   }
 }
 
-// Root stages, the others copy out. Root needs nobody until its cells are full.
+// Root stages, the others copy out.
 void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   const size_t element = size_of(o.out.dtype), piece = kCell / element;
   const uint64_t chunks = (o.out.count + piece - 1) / piece, base = chunks_;
@@ -399,6 +406,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   const auto length = [&](uint64_t c) { return std::min<size_t>(piece, o.out.count - c * piece) * element; };
   if (rank_ != o.root) {
     advance(mine.staged, chunks_);  // nobody waits for what only root stages
+    meet_for_broadcast(o);
     ShmRegion& root = *regions_[static_cast<size_t>(o.root)];
     for (uint64_t c = 0; c < chunks; ++c) {
       await(o, o.root, [&] { return reached(root.staged, base + c + 1); });
@@ -418,6 +426,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
     ring_peers();
   }
   advance(mine.consumed, chunks_);
+  meet_for_broadcast(o);
 }
 
 }  // namespace roundel::comm

@@ -40,6 +40,7 @@ class ShmCommunicator final : public Communicator {
   void gather_through_cells(const Operation& o);
   void broadcast_through_cells(const Operation& o);
   void meet_all(const Operation& o);
+  void meet_for_broadcast(const Operation& o);
 
   transport::SharedMemory& memory_;
   int rank_, size_;

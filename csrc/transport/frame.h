@@ -13,6 +13,9 @@ inline constexpr uint16_t kFrameVersion = 1;
 inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
 inline constexpr uint16_t kHasPayloadCrc = 1;
 
+// Point-to-point messages count apart from collectives, above this.
+inline constexpr uint64_t kPointToPoint = 1ull << 63;
+
 // Which message this is: `index` counts the messages of one operation between one pair of ranks in one direction.
 struct Tag {
   uint64_t sequence = 0;

@@ -170,7 +170,7 @@ void Monitor::pass_on(const ControlMessage& message, int except) {
 void Monitor::raise_trouble(const std::string& during) const {
   if (!troubled()) return;
   const std::lock_guard lock(mutex_);
-  const std::string text = format("rank %d: %s; noticed during %s", identity_.rank, trouble_.text.c_str(), during.c_str());
+  const std::string text = format("rank %d: %s (noticed during %s)", identity_.rank, trouble_.text.c_str(), during.c_str());
   switch (trouble_.kind) {
     case ErrorKind::PeerLost: throw PeerLost(text, trouble_.ranks, identity_.epoch, during);
     case ErrorKind::Mismatch: throw Mismatch(text);
@@ -201,8 +201,9 @@ void Monitor::report(const Error& error, const std::vector<int>& ranks) {
   message.kind = error.kind();
   message.rank_count = static_cast<uint16_t>(std::min<size_t>(ranks.size(), ControlMessage::kMaxRanks));
   std::copy_n(ranks.begin(), message.rank_count, message.ranks);
-  std::strncpy(message.text, error.what(), sizeof message.text - 1);
-  accept_trouble({error.kind(), ranks, error.what()});
+  const std::string text = error.what();
+  std::strncpy(message.text, format("rank %d reported: %s", identity_.rank, text.c_str()).c_str(), sizeof message.text - 1);
+  accept_trouble({error.kind(), ranks, text});
   pass_on(message, -1);
 }
 

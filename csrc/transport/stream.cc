@@ -169,6 +169,7 @@ bool StreamTransport::begin_payload(Peer& peer) {
     peer.into = peer.dropped;
     return true;
   }
+  if (header.sequence <= retired_) raise_stale(peer.rank, header.sequence, header.signature);
   const auto posted = peer.posted.lower_bound({header.sequence, 0});
   if (posted != peer.posted.end() && posted->first.first == header.sequence && posted->second.signature != header.signature)
     raise_mismatch(peer.rank, posted->second.signature, header.signature);
@@ -277,6 +278,14 @@ void StreamTransport::watch_descriptor(Peer& peer, bool writable, bool readable)
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, peer.channel->descriptor(), &event);
 }
 
+void StreamTransport::retire(const Tag& tag) {
+  retired_ = tag.sequence;
+  remembered_[tag.sequence % kRemembered] = tag.signature;
+  for (const Peer* peer : connected_)
+    if (const auto first = peer->early.begin(); first != peer->early.end() && first->first.first <= retired_)
+      raise_stale(peer->rank, first->first.first, first->second.signature);
+}
+
 std::vector<int> StreamTransport::waiting_for() const {
   std::vector<int> ranks;
   for (const Peer* peer : connected_)
@@ -299,8 +308,15 @@ void StreamTransport::raise_mismatch(int peer, const Signature& ours, const Sign
                         theirs.describe().c_str()));
 }
 
+// Within the memory of this rank it can say what it called itself.
+void StreamTransport::raise_stale(int peer, uint64_t sequence, const Signature& theirs) const {
+  if (sequence + kRemembered > retired_) raise_mismatch(peer, remembered_[sequence % kRemembered], theirs);
+  throw Mismatch(format("rank %d called %s as operation %llu, which rank %d has long finished as something else", peer,
+                        theirs.describe().c_str(), static_cast<unsigned long long>(sequence), identity_.rank));
+}
+
 void StreamTransport::raise_gone(const Peer& peer) const {
-  throw PeerLost(format("rank %d: rank %d closed its connection", identity_.rank, peer.rank), {peer.rank}, identity_.epoch);
+  throw PeerLost(format("rank %d closed its connection", peer.rank), {peer.rank}, identity_.epoch);
 }
 
 }  // namespace roundel::transport

@@ -5,6 +5,7 @@
 // peer; then that peer's channel is left unread until the operation it is ahead of has caught up.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@ class StreamTransport final : public Transport {
   bool test(Ticket ticket) override;
   bool poll() override;
   void sleep(Deadline deadline) override;
+  void retire(const Tag& tag) override;
   std::vector<int> waiting_for() const override;
   void abandon() override;
 
@@ -39,6 +41,7 @@ class StreamTransport final : public Transport {
     size_t sent = 0;  // of header and payload together
     Ticket ticket;
   };
+  static constexpr size_t kRemembered = 16;
   using Key = std::pair<uint64_t, uint32_t>;  // sequence, index
   struct Posted {
     Signature signature;
@@ -59,6 +62,7 @@ class StreamTransport final : public Transport {
   void finish_payload(Peer& peer);
   void watch_descriptor(Peer& peer, bool writable, bool readable);
   [[noreturn]] void raise_mismatch(int peer, const Signature& ours, const Signature& theirs) const;
+  [[noreturn]] void raise_stale(int peer, uint64_t sequence, const Signature& theirs) const;
   [[noreturn]] void raise_gone(const Peer& peer) const;
 
   Identity identity_;
@@ -69,6 +73,8 @@ class StreamTransport final : public Transport {
   Fd epoll_;
   bool crc_;
   bool abandoned_ = false;
+  uint64_t retired_ = 0;                            // the last complete collective
+  std::array<Signature, kRemembered> remembered_;  // what the last ones were, by sequence modulo kRemembered, for error texts
   std::vector<std::pair<uint32_t, bool>> slots_;  // generation, done
   std::vector<uint32_t> free_slots_;
 };

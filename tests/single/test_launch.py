@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -15,7 +16,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from roundel.launch.output import MAX_LINE, Lines
+from roundel.launch.guard import descendants
+from roundel.launch.output import HIGH_WATER, MAX_LINE, Lines
 
 TIMEOUT = 60  # of one job, on a loaded machine; all of them take about a second
 
@@ -332,6 +334,16 @@ def test_a_slow_reader_does_not_fill_the_launchers_memory():
         assert job.wait(timeout=TIMEOUT) == 0
 
 
+def test_what_a_rank_left_in_its_pipe_is_shown_however_late():
+    size = HIGH_WATER + (1 << 16) + 60_000  # the launcher stops reading while the last part is in the rank's pipe
+    code = f"import sys; sys.stdout.buffer.write(b'x' * {size})"
+    with running("-np", 1, "--no-prefix", *python(code), ready=0) as job:
+        wait_until(lambda: children(job.pid))
+        wait_until(lambda: not descendants(job.pid))  # rank and guard have ended
+        assert len(job.stdout.read()) == size
+        assert job.wait(timeout=TIMEOUT) == 0
+
+
 def test_lines_splits_at_any_border():
     data = b"one\r\ntwo 10%\rtwo 20%\rtwo 30%\n\nthree\r\r\nlast\r"
     for cut in range(len(data)):
@@ -431,10 +443,10 @@ def test_children_left_behind_are_killed_at_the_end(marker):
 def test_helpers_get_a_moment_to_clean_up_after_their_rank(tmp_path):
     """multiprocessing's resource tracker does this: it waits for the end of a pipe, then unlinks what was leaked."""
     code = """
-import os, sys
+import os, sys, time
 read, write = os.pipe()
 if os.fork() == 0:
-    os.close(write); os.read(read, 1); open(sys.argv[1], "w"); os._exit(0)
+    os.close(write); os.read(read, 1); time.sleep(0.1); open(sys.argv[1], "w"); os._exit(0)
 os._exit(0)
 """
     assert roundelrun("-np", 1, *python(code, str(tmp_path / "cleaned"))).returncode == 0
@@ -508,7 +520,7 @@ def test_kill_9_of_the_launcher_leaves_nothing(marker):
         wait_until(lambda: len(alive(marker)) == 1 + 2 + 2 * 3)  # the launcher names the command too
         job.kill()
         job.wait()
-        wait_until(lambda: not alive(marker), 3)
+        wait_until(lambda: not alive(marker), 2)
 
 
 def test_kill_9_of_the_guard_leaves_nothing(marker):
@@ -526,15 +538,16 @@ def test_kill_9_of_launcher_and_guard_at_once_ends_the_ranks(marker):
     with running("-np", 2, *python("import time; print('ready'); time.sleep(100)", marker), ready=2) as job:
         for pid in [*children(job.pid), job.pid]:
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not alive(marker), 3)
+        wait_until(lambda: not alive(marker), 2)
 
 
 def test_kill_9_of_the_launchers_process_group_and_a_stopped_rank(marker):
-    code = "import os, signal; print('ready'); os.kill(os.getpid(), signal.SIGSTOP)"
+    code = DAEMON + "os.kill(os.getpid(), signal.SIGSTOP)"
     with running("-np", 2, *python(code, marker), ready=2, start_new_session=True) as job:
+        wait_until(lambda: len(alive(marker)) == 1 + 2 + 2 * 3)
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
-        wait_until(lambda: not alive(marker), 3)
+        wait_until(lambda: not alive(marker), 2)
 
 
 def children(pid: int) -> list[int]:
@@ -545,3 +558,25 @@ def children(pid: int) -> list[int]:
                 if int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]) == pid:
                     found.append(int(entry.name))
     return found
+
+
+# -- roundel info
+
+
+def test_roundel_info_prints_what_the_core_says(monkeypatch, capsys):
+    import roundel
+    from roundel import cli
+
+    class Core:
+        @staticmethod
+        def info():
+            return {"isa": "portable", "transports": "shm, tcp"}
+
+    monkeypatch.setattr(roundel, "_core", Core, raising=False)
+    assert cli.main(["info"]) == 0
+    assert capsys.readouterr().out == "isa         portable\ntransports  shm, tcp\n"
+    assert cli.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == Core.info()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("roundel ")

@@ -1,0 +1,161 @@
+"""The table of collectives: how each is called, what must come out, and what its figures are measured against.
+
+Sizes are those of nccl-tests: `count` elements are what a rank brings (all-reduce, reduce-scatter, broadcast, all-to-all) or gets
+(all-gather). busbw = algbw * busbw(P) makes figures comparable with a link's speed, whatever P; the factors are nccl-tests' own
+(doc/PERFORMANCE.md). traffic(P) is the memory traffic of all P ranks together that no implementation can avoid, in units of the size.
+A new collective is a row here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.data import OPS, POISON, UNLIMITED, DType, Numbers, first_bad
+
+Run = Callable[[], object]
+Piece = tuple[np.ndarray, int, int]  # elements of a result: table, where in it they start, how many
+
+
+@dataclass(frozen=True)
+class Collective:
+    name: str
+    busbw: Callable[[int], float]
+    traffic: Callable[[int], float]
+    call: Callable[..., Run]  # (comm, x, out, op); x is out where it works in place
+    expected: Callable[[Job, int, int], list[Piece]]  # (job, count, calls)
+    brings: Callable[[int, int], int] = lambda count, size: count
+    gets: Callable[[int, int], int] = lambda count, size: count
+    divides: bool = False  # count is a multiple of the ranks
+    reduces: bool = False
+    in_place: tuple[str, ...] = ()  # variants
+
+
+@dataclass
+class Job:
+    """What the cases of one run share. comm: roundel.Communicator."""
+
+    comm: object
+    dtype: DType
+    op: str
+    numbers: Numbers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.numbers = Numbers(self.dtype, self.op, self.size)
+
+
+def _share(count: int, size: int) -> int:
+    return count // size
+
+
+def _others(size: int) -> float:
+    return (size - 1) / size
+
+
+def _from_every_rank(job: Job, start: int, each: int) -> list[Piece]:
+    return [(table, start, each) for table in job.numbers.tables]
+
+
+ROOT = 0
+
+COLLECTIVES = {
+    row.name: row
+    for row in (
+        Collective(
+            "allreduce",
+            busbw=lambda p: 2 * _others(p),
+            traffic=lambda p: 2 * p,  # every rank's input is read and its result written; stages stay in cache
+            call=lambda comm, x, out, op: functools.partial(comm.allreduce, x, op, out),
+            expected=lambda job, count, calls: [(job.numbers.reduced(calls), 0, count)],
+            reduces=True,
+            in_place=("arena",),
+        ),
+        Collective(
+            "reduce_scatter",
+            busbw=_others,
+            traffic=lambda p: p * (1 + 1 / p),  # a rank reads all it brings and writes its share
+            call=lambda comm, x, out, op: functools.partial(comm.reduce_scatter, x, op, out),
+            expected=lambda job, count, calls: [(job.numbers.reduced(1), job.rank * (count // job.size), count // job.size)],
+            gets=_share,
+            divides=True,
+            reduces=True,
+        ),
+        Collective(
+            "allgather",
+            busbw=_others,
+            traffic=lambda p: p * (1 / p + 1),  # a rank reads its share and writes all
+            call=lambda comm, x, out, op: functools.partial(comm.allgather, x, None, out),
+            expected=lambda job, count, calls: _from_every_rank(job, 0, count // job.size),
+            brings=_share,
+            divides=True,
+        ),
+        Collective(
+            "broadcast",
+            busbw=lambda p: 1.0,
+            traffic=lambda p: p if p > 1 else 0,  # root reads, the p - 1 others write; it is in place, so root writes nothing
+            call=lambda comm, x, out, op: functools.partial(comm.broadcast, out, ROOT),
+            expected=lambda job, count, calls: [(job.numbers.tables[ROOT], 0, count)],
+            in_place=("private", "arena"),
+        ),
+        Collective(
+            "alltoall",
+            busbw=_others,
+            traffic=lambda p: 2 * p,  # a rank reads all it brings and writes as much
+            call=lambda comm, x, out, op: functools.partial(comm.alltoall, x, out),
+            expected=lambda job, count, calls: _from_every_rank(job, job.rank * (count // job.size), count // job.size),
+            divides=True,
+        ),
+    )
+}
+
+# The ceiling: every rank copies at the same time, from one private buffer to another.
+COPY = Collective(
+    "copy",
+    busbw=lambda p: 1.0,
+    traffic=lambda p: 2 * p,
+    call=lambda comm, x, out, op: functools.partial(np.copyto, out, x),
+    expected=lambda job, count, calls: [(job.numbers.tables[job.rank], 0, count)],
+)
+
+
+class Case:
+    """One collective at one size on one kind of buffer.
+
+    variant: "private" (ordinary memory), "arena" (allocated by the library) or "copy" (the ceiling).
+    most_calls: how many calls may follow a fill() and still be checked.
+    """
+
+    def __init__(self, row: Collective, job: Job, count: int, variant: str, buffers: tuple[np.ndarray, np.ndarray]) -> None:
+        """buffers: this rank's numbers (not written to) and room for results, at least `count` elements each."""
+        self.row, self.job, self.count, self.variant = row, job, count, variant
+        self.bytes = count * job.dtype.storage.itemsize
+        self.x, self.out = buffers[0][: row.brings(count, job.size)], buffers[1][: row.gets(count, job.size)]
+        self.in_place = variant in row.in_place
+        self.most_calls = job.numbers.most_calls if row.reduces and self.in_place else UNLIMITED
+        argument = (lambda array: array) if row is COPY else job.dtype.argument
+        out = argument(self.out)
+        self.run: Run = row.call(job.comm, out if self.in_place else argument(self.x), out, OPS[job.op])
+
+    def fill(self) -> None:
+        """Inputs as they were, results unwritten."""
+        if self.in_place and (self.row.reduces or self.job.rank == ROOT):
+            np.copyto(self.out, self.x)
+        else:
+            self.out.view(np.uint8).fill(POISON)
+
+    def check(self, calls: int) -> str | None:
+        """What is wrong with the result of the `calls`-th call since fill(); None when it is right."""
+        begin, tolerance = 0, self.job.numbers.tolerance(calls)
+        for table, start, count in self.row.expected(self.job, self.count, calls if self.in_place else 1):
+            part = self.out[begin : begin + count]
+            bad = first_bad(part, table, start, self.job.dtype, tolerance)
+            if bad is not None:
+                got, wanted = self.job.dtype.decode(part[bad : bad + 1])[0], table[(start + bad) % len(table)]
+                what = f"{self.row.name} of {self.bytes} bytes ({self.variant})"
+                return f"rank {self.job.rank}: {what}: wrong result: element {begin + bad} is {got}, expected {wanted}"
+            begin += count
+        return None
