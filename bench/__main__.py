@@ -44,7 +44,7 @@ def at_least(least: int):
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Time a collective over a range of sizes, check its results, and compare with this machine's copy bandwidth.",
+        description="Time a collective over a range of sizes, check its results, compare with this machine's copy bandwidth.",
         epilog="example: python -m bench allreduce -np 2 -b 8 -e 64M -f 2 --arena",
         allow_abbrev=False,
     )
@@ -98,8 +98,9 @@ def main(argv: list[str]) -> int:
     if not sizes:
         print(f"bench: no size from {options.begin} to {options.end} holds {job.size} elements", file=sys.stderr)
         return 2
+    cases = make_cases(row, job, sizes, ["private", "arena"] if options.arena else ["private"])
     try:
-        timings = measure(job, make_cases(row, job, sizes, ["private"] + ["arena"] * options.arena), options.repetitions, options.warmup)
+        timings = measure(job, cases, options.repetitions, options.warmup)
     except WrongResult as error:
         if str(error):
             print(f"bench: {error}", file=sys.stderr, flush=True)

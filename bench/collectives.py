@@ -1,9 +1,9 @@
 """The table of collectives: how each is called, what must come out, and what its figures are measured against.
 
-Sizes are those of nccl-tests: `count` elements are what a rank brings (all-reduce, reduce-scatter, broadcast, all-to-all) or gets
-(all-gather). busbw = algbw * busbw(P) makes figures comparable with a link's speed, whatever P; the factors are nccl-tests' own
-(doc/PERFORMANCE.md). traffic(P) is the memory traffic of all P ranks together that no implementation can avoid, in units of the size.
-A new collective is a row here.
+Sizes are those of nccl-tests: `count` elements are what a rank brings (all-reduce, reduce-scatter, broadcast, all-to-all)
+or gets (all-gather). busbw = algbw * busbw(P) makes figures comparable with a link's speed, whatever P; the factors are
+nccl-tests' own (doc/PERFORMANCE.md). traffic(P) is the memory traffic of all P ranks together that no implementation can
+avoid, in units of the size. A new collective is a row here.
 """
 
 from __future__ import annotations

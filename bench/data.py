@@ -1,7 +1,7 @@
 """What is sent, and how a result is checked.
 
-Every rank's data repeat a table of PERIOD small integers, so that what must come out is a short table too. The numbers stay within what
-the dtype holds exactly, also when a reduction in place is repeated: results are compared for equality.
+Every rank's data repeat a table of PERIOD small integers, so that what must come out is a short table too. The numbers stay
+within what the dtype holds exactly, also when a reduction in place is repeated: results are compared for equality.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from roundel.ops import ReduceOp
 
 PERIOD = 251  # prime: a block that is displaced by a power of two does not look right
-POISON = 0xA5  # every byte of an output before the call: an unwritten element equals no expected one
+POISON = 0xFF  # every byte of an output before the call: NaN, -1 or 255, none of which is ever expected
 UNLIMITED = 1 << 30
 
 OPS = {"sum": ReduceOp.Sum, "prod": ReduceOp.Product, "min": ReduceOp.Min, "max": ReduceOp.Max, "avg": ReduceOp.Average}
@@ -21,7 +21,7 @@ FOLD = {"sum": np.sum, "prod": np.prod, "min": np.min, "max": np.max, "avg": np.
 
 @dataclass(frozen=True)
 class DType:
-    """storage: how numpy holds an element. exact: every integer from 0 to this one is a value. eps: 0 for integers."""
+    """storage: how numpy holds an element. exact: 0 to this are values, and none is POISON. eps: of rounding, 0 for int."""
 
     name: str
     storage: np.dtype
@@ -52,8 +52,8 @@ def _floating(name: str, mantissa: int) -> DType:
     return DType(name, storage, 1 << mantissa, 2.0 ** (1 - mantissa))
 
 
-DTYPES = {d.name: d for d in (_floating("float32", 24), _floating("float64", 53), _floating("float16", 11), _floating("bfloat16", 8))}
-DTYPES |= {n: DType(n, np.dtype(n), int(np.iinfo(n).max), 0.0) for n in ("int8", "int16", "int32", "int64", "uint8")}
+DTYPES = {n: _floating(n, mantissa) for n, mantissa in (("float32", 24), ("float64", 53), ("float16", 11), ("bfloat16", 8))}
+DTYPES |= {n: DType(n, np.dtype(n), int(np.iinfo(n).max) - 1, 0.0) for n in ("int8", "int16", "int32", "int64", "uint8")}
 
 
 class Numbers:

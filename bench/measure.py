@@ -1,8 +1,8 @@
 """Timing: batches of back-to-back calls, all sizes and variants in turn, the slowest rank counts.
 
-One repetition of a case: warm up, fill the buffers, meet at a barrier, time a batch of calls. A batch lasts about BATCH_SECONDS or is one
-call. Repetitions go round-robin over all cases, so that noise of the machine hits all alike. Every rank times its own batches; a
-repetition's time is the largest among the ranks.
+One repetition of a case: warm up, fill the buffers, meet at a barrier, time a batch of calls. A batch lasts about
+BATCH_SECONDS or is one call. Repetitions go round-robin over all cases, so that noise of the machine hits all alike. Every
+rank times its own batches; a repetition's time is the largest among the ranks.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from bench.collectives import Collective, Job
 from bench.measure import Timing
 
 SCHEMA = 1
-FIELDS = {"schema": int, "benchmark": str, "date": str, "machine": dict, "ranks": int, "hosts": int, "transport": str, "isa": str,
-          "op": (str, type(None)), "versions": dict, "rows": list}  # fmt: skip
+FIELDS = {"schema": int, "benchmark": str, "date": str, "machine": dict, "ranks": int, "hosts": int, "transport": str,
+          "isa": str, "op": (str, type(None)), "versions": dict, "rows": list}  # fmt: skip
 MACHINE_FIELDS = {"cpu": str, "cores": int, "memory_bytes": int, "kernel": str}
 ROW_FIELDS = {"bytes": int, "count": int, "dtype": str, "variant": str, "time_us": float, "p10_us": float, "p90_us": float,
               "algbw": float, "busbw": float, "copy_GBs": float, "limit_us": float, "percent_of_limit": float,
@@ -86,7 +86,8 @@ def validate(document: dict) -> None:
 
 def _need(found: dict, fields: dict, where: str) -> None:
     if found.keys() != fields.keys():
-        raise ValueError(f"{where}: missing {sorted(fields.keys() - found.keys())}, unknown {sorted(found.keys() - fields.keys())}")
+        missing, unknown = sorted(fields.keys() - found.keys()), sorted(found.keys() - fields.keys())
+        raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
             raise ValueError(f"{where}: {name} is {found[name]!r}")
@@ -105,11 +106,11 @@ TITLES = {"time_us": "time us", "algbw": "algbw", "busbw": "busbw", "percent_of_
 def table(document: dict) -> str:
     """The rows as text, under what they were measured on."""
     d, box = document, document["machine"]
-    what = f"{d['benchmark']}{f' ({d["op"]})' if d['op'] else ''}"
-    repetitions = d["rows"][0]["repetitions"] if d["rows"] else 0
+    what = d["benchmark"] + (f" ({d['op']})" if d["op"] else "")
+    where = f"{d['ranks']} rank(s) on {d['hosts']} host(s), transport {d['transport']}"
     lines = [
-        f"# {what}, {d['ranks']} ranks on {d['hosts']} host(s), transport {d['transport']}, {d['isa']}; {box['cpu']}, {box['cores']} cores",
-        f"# median of {repetitions} repetitions of the slowest rank; GB/s of 10^9 bytes; limit: memory traffic / copy bandwidth",
+        f"# {what}, {where}, {d['isa']}; {box['cpu']}, {box['cores']} cores",
+        f"# median of {d['rows'][0]['repetitions']} repetitions; GB/s of 10^9 bytes; limit: memory traffic / copy bandwidth",
         "  ".join(f"{TITLES.get(name, name):>{width}}" for name, _, width in COLUMNS),
     ]
     lines += ["  ".join(f"{form.format(row[name]):>{width}}" for name, form, width in COLUMNS) for row in d["rows"]]
@@ -131,16 +132,16 @@ def plot(document: dict, path: str) -> None:
         line = left.plot(sizes, [row["time_us"] for row in mine], marker=".", label=variant)
         left.fill_between(sizes, [r["p10_us"] for r in mine], [r["p90_us"] for r in mine], alpha=0.2, color=line[0].get_color())
         right.plot(sizes, [row["busbw"] for row in mine], marker=".", label=variant)
-    limits = {row["bytes"]: (row["limit_us"], row["busbw"] * row["percent_of_limit"] / 100) for row in rows}
-    # The limit's bandwidth is the row's own divided by its share of the limit.
-    limits = {row["bytes"]: (row["limit_us"], row["busbw"] * row["time_us"] / row["limit_us"] if row["limit_us"] else 0) for row in rows}
-    left.plot(limits.keys(), [v[0] for v in limits.values()], "k--", label="limit")
-    right.plot(limits.keys(), [v[1] for v in limits.values()], "k--", label="limit")
+    limits = [row for row in rows if row["variant"] == rows[0]["variant"] and row["limit_us"] > 0]
+    sizes = [row["bytes"] for row in limits]
+    left.plot(sizes, [row["limit_us"] for row in limits], "k--", label="limit")
+    right.plot(sizes, [row["busbw"] * row["time_us"] / row["limit_us"] for row in limits], "k--", label="limit")
     for axes, label in ((left, "time of a call, us (p10 to p90)"), (right, "bus bandwidth, GB/s")):
         axes.set(xscale="log", xlabel="bytes", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
     left.set_yscale("log")
-    figure.suptitle(f"{document['benchmark']}, {document['ranks']} ranks, {document['transport']}, {document['machine']['cpu']}")
+    d = document
+    figure.suptitle(f"{d['benchmark']}, {d['ranks']} rank(s), {d['transport']}, {d['machine']['cpu']}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -11,9 +11,9 @@ DynLib::DynLib(const std::vector<std::string>& names) {
       name_ = name;
       return;
     }
-    if (!reason_.empty()) reason_ += "; ";
-    reason_ += ::dlerror();
   }
+  for (const std::string& name : names) reason_ += (reason_.empty() ? "none of " : ", ") + name;
+  reason_ += " can be opened";
 }
 
 DynLib::~DynLib() {

@@ -8,7 +8,7 @@ namespace roundel {
 
 class DynLib {
  public:
-  // Opens the first of `names` that loads; `reason()` says why none did.
+  // Opens the first of `names` that loads; `reason()` says what was tried when none did.
   explicit DynLib(const std::vector<std::string>& names);
   ~DynLib();
   DynLib(const DynLib&) = delete;

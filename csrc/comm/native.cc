@@ -11,6 +11,8 @@ namespace {
 // Starting values of the selector's table, to be replaced by a fit at start. Loopback TCP and rings on two cores; see bench/.
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9};
 constexpr plan::LinkCost kTcpCost = {20e-6, 1 / 1.2e9};
+constexpr plan::LinkCost kMixedCost = {20e-6, 1 / 5e9, 1 / 1.2e9};
+constexpr size_t kMaxChoices = 256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 
 plan::Collective collective_of(OpKind kind) {
   switch (kind) {
@@ -32,7 +34,7 @@ void copy_in(View to, const View& from, double prescale) {
 }  // namespace
 
 NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
-    : Communicator(std::move(world)), forced_(env::text("ROUNDEL_ALGORITHM")), cost_(world_->all_local ? kRingCost : kTcpCost) {
+    : Communicator(std::move(world)), forced_(env::text("ROUNDEL_ALGORITHM")), cost_(world_->all_local ? kRingCost : world_->memory != nullptr ? kMixedCost : kTcpCost) {
   // Refuse an unknown name now rather than in the first operation.
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host}, DType::Float32, cost_,
                forced_);
@@ -70,6 +72,19 @@ void NativeCommunicator::execute(const Operation& o) {
   }
 }
 
+NativeCommunicator::Choice NativeCommunicator::choose(plan::Collective collective, const plan::Shape& shape, DType dtype) const {
+  const plan::Algorithm& algorithm = plan::select(collective, shape, dtype, cost_, forced_);
+  return {algorithm.make(shape), static_cast<uint8_t>(&algorithm - plan::algorithms().data())};
+}
+
+const NativeCommunicator::Choice& NativeCommunicator::choose_cached(plan::Collective collective, const plan::Shape& shape, DType dtype) {
+  const ChoiceKey key{collective, dtype, shape.root, shape.parts.total()};
+  const auto found = choices_.find(key);
+  if (found != choices_.end()) return found->second;
+  if (choices_.size() >= kMaxChoices) choices_.clear();
+  return choices_.emplace(key, choose(collective, shape, dtype)).first->second;
+}
+
 void NativeCommunicator::run_plan(const Operation& o, plan::Collective collective, View in, View out) {
   plan::Shape shape;
   shape.rank = world_->rank;
@@ -78,10 +93,12 @@ void NativeCommunicator::run_plan(const Operation& o, plan::Collective collectiv
   shape.host = world_->host;
   const bool own_parts = o.kind == OpKind::ReduceScatter || o.kind == OpKind::AllGather;
   shape.parts = own_parts ? o.parts : plan::Parts::even(out.count, world_->size);
-  const plan::Algorithm& algorithm = plan::select(collective, shape, out.dtype, cost_, forced_);
-  const plan::Plan plan = algorithm.make(shape);
+  // Parts of a reduce-scatter or all-gather may differ without a change in their sum.
+  const Choice fresh = own_parts ? choose(collective, shape, out.dtype) : Choice{};
+  const Choice& choice = own_parts ? fresh : choose_cached(collective, shape, out.dtype);
+  const plan::Plan& plan = choice.plan;
   transport::Tag tag{o.sequence, 0, o.signature};
-  tag.signature.algorithm = static_cast<uint8_t>(&algorithm - plan::algorithms().data());
+  tag.signature.algorithm = choice.algorithm;
   const ReduceOp op = o.kernel_op();
   const bool adds = (o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter) && (op == ReduceOp::Sum || op == ReduceOp::Product);
   if (!is_half(out.dtype) || plan.single_fold || !adds) {

@@ -2,7 +2,9 @@
 // 16-bit sums on plans that fold more than once run in float32 and round once at the end.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <tuple>
 
 #include "comm/communicator.h"
 #include "plan/executor.h"
@@ -19,6 +21,15 @@ class NativeCommunicator final : public Communicator {
   void execute(const Operation& operation) override;
 
  private:
+  // A plan and the number of its algorithm, made once for each shape that comes again and again.
+  struct Choice {
+    plan::Plan plan;
+    uint8_t algorithm;
+  };
+  using ChoiceKey = std::tuple<plan::Collective, DType, int, size_t>;  // root, elements
+  Choice choose(plan::Collective collective, const plan::Shape& shape, DType dtype) const;
+  const Choice& choose_cached(plan::Collective collective, const plan::Shape& shape, DType dtype);
+
   void run_plan(const Operation& o, plan::Collective collective, View in, View out);
   void barrier(const Operation& o);
   std::byte* workspace(size_t bytes);
@@ -27,6 +38,7 @@ class NativeCommunicator final : public Communicator {
   const Operation* current_ = nullptr;  // for the executor's look_around
   std::string forced_;
   plan::LinkCost cost_;
+  std::map<ChoiceKey, Choice> choices_;
   std::unique_ptr<std::byte[]> workspace_;
   size_t workspace_bytes_ = 0;
 };

@@ -442,6 +442,15 @@ TEST(select_counts_float32_where_a_16_bit_sum_would_round_often) {
   CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::BFloat16, bytes_only, "").name), "direct");
 }
 
+TEST(select_goes_through_hosts_where_their_ranks_share_a_link) {
+  Shape shape = even_shape(8, 1 << 20);
+  shape.host = {0, 1, 0, 1, 0, 1, 0, 1};
+  const LinkCost shared{.seconds_per_round = 20e-6, .seconds_per_byte = 0.2e-9, .seconds_per_leaving_byte = 1e-9};
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, shared, "").name), "hierarchical");
+  shape.host = {0, 0, 0, 0, 0, 0, 0, 0};  // nothing leaves: no reason for more rounds
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, shared, "").name), "direct");
+}
+
 TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
   const Shape shape = even_shape(8, 16);
   for (const Algorithm& algorithm : algorithms())

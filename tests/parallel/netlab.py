@@ -27,7 +27,7 @@ from pathlib import Path
 PREFIX = "roundel-lab-"  # then the maker's pid, the subnet, and what it is: roundel-lab-4711-12-h0
 NAMESPACES = Path("/run/netns")
 COMMAND_SECONDS = 20  # no single command here takes longer than milliseconds
-_BECOME_HOST = ("unshare", "--uts", "--mount", "sh", "-c", 'hostname "$0" && mount -t tmpfs none /dev/shm && echo ready && exec cat')
+_BECOME_HOST = 'hostname "$0" && mount -t tmpfs none /dev/shm && echo ready && exec cat'
 
 
 class LabError(RuntimeError):
@@ -188,7 +188,8 @@ class NetLab:
 
     def _anchor(self, host: int) -> None:
         """A process that holds the host's name and its own /dev/shm until our end of its stdin is closed."""
-        command = ["ip", "netns", "exec", self.namespace(host), *_BECOME_HOST, f"h{host}"]
+        own = ("unshare", "--uts", "--mount", "sh", "-c", _BECOME_HOST, f"h{host}")
+        command = ["ip", "netns", "exec", self.namespace(host), *own]
         pipe = subprocess.PIPE
         anchor = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._anchors.append(anchor)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from roundel.ops import ReduceOp
+from roundel.ops import Average, Max, Min, Product, ReduceOp, Sum
 from roundel.torch.compression import Compressor
-from roundel.world import communicator
+from roundel.world import communicator, rank, size
 
 __all__ = ["Bucket", "plan_buckets"]
 
 _ALIGN = 64  # bytes: gradients start on cache lines
+
+# Flags travel with the gradients and meet the same operator; what comes out differs from _NO just when some rank said _YES.
+_NO = {Sum: 0, Average: 0, Max: 0, Min: 0, Product: 1}
+_YES = {Sum: 1, Average: 1, Max: 1, Min: -1, Product: 0}
 
 
 def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -22,27 +26,36 @@ def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Bucket:
-    """Some parameters' gradients side by side, and one flag for each that says whether any rank has a gradient for it.
+    """Some parameters' gradients side by side, a flag for each that says whether any rank has a gradient for it, and, in the last
+    bucket of a step, a flag for each rank that says whether it gave up the step.
 
     Life of a step: put() or leave_out() for every parameter, launch() when none is pending, wait().
     """
 
-    def __init__(self, index: int, params: Sequence[torch.nn.Parameter], compression: type[Compressor]) -> None:
-        self.params = list(params)
-        self._name = f"gradient bucket {index}"
+    def __init__(
+        self, name: str, params: Sequence[torch.nn.Parameter], compression: type[Compressor], op: ReduceOp, is_last: bool
+    ) -> None:
+        self.name, self.params = name, list(params)
+        self._op, self._yes, self._no = op, _YES[op], _NO[op]
         dtype = self.params[0].dtype
         step = _ALIGN // dtype.itemsize
         offsets, end = [], 0
         for p in self.params:
             offsets.append(end)
             end += -(-p.numel() // step) * step
-        self._flat = _allocate(end + len(self.params), dtype)
+        flags = end + len(self.params)
+        self._flat = _allocate(flags + (size() if is_last else 0), dtype)
         self.views = [self._flat[o : o + p.numel()].view_as(p) for o, p in zip(offsets, self.params, strict=True)]
-        self._flags = self._flat[end:]
+        self._used, self._gave_up = self._flat[end:flags], self._flat[flags:]
         wire = compression.wire_dtype(dtype)
         self._wire = self._flat if wire == dtype else _allocate(self._flat.numel(), wire)
         self._handle = None
+        self._reset()
+
+    def _reset(self) -> None:
         self._pending = set(range(len(self.params)))
+        self._version: int | None = None
+        self._gave_up.fill_(self._no)
 
     @property
     def complete(self) -> bool:
@@ -53,57 +66,92 @@ class Bucket:
         """This parameter has not said yet."""
         return slot in self._pending
 
-    @property
-    def launched(self) -> bool:
-        """The bucket belongs to a collective under way."""
-        return self._handle is not None
-
     def put(self, slot: int) -> None:
         """The parameter's gradient is ready: it becomes a view of the bucket, copied there unless it is that already."""
         param, view = self.params[slot], self.views[slot]
         if param.grad.data_ptr() != view.data_ptr():
-            view.copy_(param.grad)
+            view.copy_(param.grad.detach())
             param.grad = view
-        self._flags[slot] = 1
+        self._used[slot] = self._yes
         self._pending.discard(slot)
+        self.note_version()
 
     def leave_out(self, slot: int) -> None:
         """This rank has no gradient for the parameter: it counts as zero if another rank has one."""
         self.views[slot].zero_()
-        self._flags[slot] = 0
+        self._used[slot] = self._no
         self._pending.discard(slot)
 
-    def launch(self, op: ReduceOp) -> None:
+    def note_version(self) -> None:
+        """All changes so far were autograd's or ours. Views share one counter of changes, so a later change to any shows."""
+        self._version = self._flat._version
+
+    def changed(self) -> bool:
+        """Somebody else wrote to a gradient that was put here, or replaced it."""
+        if self._version is None:
+            return False
+        put = (slot for slot in range(len(self.params)) if slot not in self._pending)
+        replaced = any(
+            self.params[slot].grad is None or self.params[slot].grad.data_ptr() != self.views[slot].data_ptr() for slot in put
+        )
+        return replaced or self._version != self._flat._version
+
+    def give_up(self) -> None:
+        """Tell all ranks, with the last bucket, that this step's gradients are not to be used."""
+        self._gave_up[rank()] = self._yes
+
+    def launch(self) -> None:
         """Start the all-reduce."""
         if self._wire is not self._flat:
             self._wire.copy_(self._flat)
-        self._handle = communicator().allreduce_async(self._wire, op, self._wire, name=self._name)
+        self._handle = communicator().allreduce_async(self._wire, self._op, self._wire, name=self.name)
 
-    def wait(self) -> None:
-        """Finish the all-reduce. Gradients that no rank has become None."""
+    def wait(self) -> list[int]:
+        """Finish the all-reduce; reduced gradients are in place, those that no rank has become None.
+
+        Returns the ranks that gave up the step, by what the last bucket says.
+        """
         handle, self._handle = self._handle, None
         handle.wait()
         if self._wire is not self._flat:
             self._flat.copy_(self._wire)
-        used = self._flags.ne(0).tolist()
+        used, gave_up = self._used.ne(self._no).tolist(), self._gave_up.ne(self._no).tolist()
         for param, view, is_used in zip(self.params, self.views, used, strict=True):
             param.grad = view if is_used else None
-        self._pending = set(range(len(self.params)))
+        self._reset()
+        return [r for r, flag in enumerate(gave_up) if flag]
 
 
-def plan_buckets(params: Sequence[torch.nn.Parameter], bucket_bytes: int, compression: type[Compressor]) -> list[Bucket]:
+def _title(names: Sequence[str]) -> str:
+    return f"gradient of {names[0]}" if len(names) == 1 else f"gradients of {names[0]} to {names[-1]}"
+
+
+def plan_buckets(
+    params: Sequence[torch.nn.Parameter],
+    names: Mapping[torch.nn.Parameter, str],
+    bucket_bytes: int,
+    compression: type[Compressor],
+    op: ReduceOp,
+) -> list[Bucket]:
     """Fill buckets with parameters in the order given, one dtype in each. The first is small, so that the wire is busy early.
 
     Every rank must give the same order. A parameter larger than a bucket gets one of its own.
     """
-    groups: list[list[torch.nn.Parameter]] = []
-    filling: dict[torch.dtype, tuple[list[torch.nn.Parameter], int]] = {}
+    groups: list[list[torch.nn.Parameter]] = []  # in the order in which they become complete
+    filling: dict[torch.dtype, tuple[list[torch.nn.Parameter], int]] = {}  # by last parameter
     for p in params:
-        group, filled = filling.get(p.dtype, ([], 0))
-        if not group:
+        group, filled = filling.pop(p.dtype, ([], 0))
+        limit = bucket_bytes if groups else min(bucket_bytes, 1 << 20)
+        nbytes = p.numel() * p.element_size()
+        if group and nbytes >= limit:
             groups.append(group)
+            group, filled = [], 0
         group.append(p)
-        filled += p.numel() * p.element_size()
-        limit = bucket_bytes if len(groups) > 1 else min(bucket_bytes, 1 << 20)
-        filling[p.dtype] = ([], 0) if filled >= limit else (group, filled)
-    return [Bucket(i, group, compression) for i, group in enumerate(groups)]
+        if filled + nbytes >= limit:
+            groups.append(group)
+        else:
+            filling[p.dtype] = (group, filled + nbytes)
+    groups += [group for group, _ in filling.values()]
+    return [
+        Bucket(_title([names[p] for p in group]), group, compression, op, is_last=group is groups[-1]) for group in groups
+    ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from roundel.errors import RoundelError
+from roundel.torch.agree import describe, require_same
 from roundel.torch.ops import broadcast_async_
 from roundel.world import communicator, rank
 
@@ -19,14 +21,15 @@ def broadcast_parameters(params: Mapping[str, torch.Tensor] | Iterable[tuple[str
     """Overwrite tensors with root's, in place.
 
     params: a state_dict, or (name, tensor) pairs such as model.named_parameters(); the same names, shapes and dtypes in the same
-    order on every rank. Entries that are no tensors are skipped. Raises MismatchError naming the ranks and shapes.
+    order on every rank. Entries that are no tensors are skipped.
+    Raises MismatchError on every rank, naming the first difference; nothing is overwritten then and the job can go on.
     """
-    pairs = params.items() if isinstance(params, Mapping) else params
-    handles = [
-        broadcast_async_(tensor, root_rank, name=f"parameter {name}")
-        for name, tensor in pairs
-        if isinstance(tensor, torch.Tensor)
-    ]
+    pairs = list(params.items() if isinstance(params, Mapping) else params)
+    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
+        raise ValueError("broadcast_parameters: expected a state_dict or (name, tensor) pairs such as model.named_parameters()")
+    pairs = [(name, tensor) for name, tensor in pairs if isinstance(tensor, torch.Tensor)]
+    require_same("broadcast_parameters", [describe(name, tensor) for name, tensor in pairs])
+    handles = [broadcast_async_(tensor, root_rank, name=f"parameter {name}") for name, tensor in pairs]
     for handle in handles:
         handle.wait()
 
@@ -35,17 +38,27 @@ def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> A
     """Root's object on every rank; root gets its own back.
 
     The object travels by pickle, which runs code of the sender's choice: ranks of a job trust each other, see SECURITY in the docs.
+    What pickle raises on root is raised there, and a RoundelError elsewhere; the job can go on.
     """
     comm = communicator()
     label = name or "object"
     root = rank() == root_rank
-    payload = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8) if root else None
-    length = torch.tensor([payload.numel() if root else 0], dtype=torch.int64)
-    comm.broadcast(length, root_rank, name=label + " size")
-    if not root:
-        payload = torch.empty(int(length), dtype=torch.uint8)
+    payload, length, problem = None, -1, None
+    if root:
+        try:
+            payload = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8)
+            length = payload.numel()
+        except Exception as e:
+            problem = e
+    length = int(comm.broadcast(torch.tensor([length]), root_rank, name=label + " size"))
+    if problem is not None:
+        raise problem
+    if length < 0:
+        raise RoundelError(f"rank {rank()}: broadcast_object: rank {root_rank} could not pickle its object")
+    if payload is None:
+        payload = torch.empty(length, dtype=torch.uint8)
     comm.broadcast(payload, root_rank, name=label)
-    return obj if root else pickle.loads(payload.numpy().tobytes())
+    return obj if root else pickle.loads(payload.numpy())
 
 
 @dataclass
@@ -54,49 +67,45 @@ class _Hole:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    index: int
 
 
-def _take_out(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        tensors.append(value.detach())
-        return _Hole(tuple(value.shape), value.dtype, len(tensors) - 1)
+def _map(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same structure of dicts, lists and tuples with its leaves changed, in a fixed order."""
     if isinstance(value, dict):
-        return {key: _take_out(item, tensors) for key, item in value.items()}
+        return {key: _map(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, change) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_take_out(item, tensors) for item in value)
-    return value
-
-
-def _put_in(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, _Hole):
-        return tensors[value.index]
-    if isinstance(value, dict):
-        return {key: _put_in(item, tensors) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_put_in(item, tensors) for item in value)
-    return value
-
-
-def _holes(value: Any) -> list[_Hole]:
-    if isinstance(value, _Hole):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [hole for item in items for hole in _holes(item)]
+        return type(value)(_map(item, change) for item in value)
+    return change(value)
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
     """Give every rank root's optimizer state and hyper-parameters. The other ranks' state may be empty or of other shapes.
 
-    Tensors travel as tensors; numbers, names and structure by broadcast_object.
+    Tensors travel as tensors; numbers, names and structure by broadcast_object. Ranks other than root take them by
+    load_state_dict(), which raises ValueError where the parameter groups are not root's.
     """
     tensors: list[torch.Tensor] = []
+
+    def take_out(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        tensors.append(leaf.detach())
+        return _Hole(tuple(leaf.shape), leaf.dtype)
+
+    def put_in(leaf: Any) -> Any:
+        if not isinstance(leaf, _Hole):
+            return leaf
+        tensors.append(torch.empty(leaf.shape, dtype=leaf.dtype))
+        return tensors[-1]
+
     root = rank() == root_rank
-    skeleton = broadcast_object(_take_out(optimizer.state_dict(), tensors) if root else None, root_rank, name="optimizer state")
+    state = broadcast_object(_map(optimizer.state_dict(), take_out) if root else None, root_rank, name="optimizer state")
     if not root:
-        tensors = [torch.empty(hole.shape, dtype=hole.dtype) for hole in sorted(_holes(skeleton), key=lambda h: h.index)]
+        state = _map(state, put_in)
     handles = [broadcast_async_(t, root_rank, name=f"optimizer tensor {i}") for i, t in enumerate(tensors)]
     for handle in handles:
         handle.wait()
     if not root:
-        optimizer.load_state_dict(_put_in(skeleton, tensors))
+        optimizer.load_state_dict(state)

@@ -7,12 +7,14 @@ All ranks call the same operations in the same order. Raises MismatchError, Peer
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import torch
+from torch.autograd.graph import increment_version
 
 from roundel import _core
-from roundel.errors import InvalidArgumentError
+from roundel.errors import InvalidArgumentError, MismatchError
 from roundel.ops import Average, ReduceOp, Sum
 from roundel.torch.compression import Compression, Compressor
 from roundel.world import communicator, rank, size
@@ -71,7 +73,7 @@ def _require_tensor(tensor: object, what: str) -> torch.Tensor:
 
 def _to_core(tensor: torch.Tensor) -> torch.Tensor:
     """What the core can read: contiguous, on the CPU. The tensor itself where it is that."""
-    return tensor.to("cpu").contiguous()
+    return tensor.to("cpu").contiguous().resolve_neg()
 
 
 def _write_back(target: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -81,6 +83,8 @@ def _write_back(target: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     def finish(result: torch.Tensor) -> torch.Tensor:
         if result.data_ptr() != detached.data_ptr():
             detached.copy_(result)
+        elif not detached.is_inference():
+            increment_version(detached)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
         return target
 
     return finish
@@ -134,8 +138,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        name, op, prescale, postscale = ctx.arguments
-        return allreduce_async(gradient, None, name, op, prescale, postscale).wait(), None, None, None, None
+        return _AllReduce.apply(gradient, *ctx.arguments), None, None, None, None
 
 
 def allreduce(
@@ -170,8 +173,15 @@ def allreduce_(
 
 
 def _gather_rows(tensor: torch.Tensor) -> list[int]:
-    mine = torch.tensor([tensor.shape[0] if tensor.dim() else 1], dtype=torch.int64)
-    return communicator().allgather(mine).tolist()
+    """Every rank's number of rows, once it is known that rows are of one shape and dtype."""
+    shape = tuple(tensor.shape) or (1,)
+    row = f"{str(tensor.dtype).removeprefix('torch.')} rows of shape {shape[1:]}"
+    mine = torch.tensor([shape[0], zlib.crc32(row.encode())], dtype=torch.int64)
+    rows, kinds = communicator().allgather(mine, name="allgather: rows").view(-1, 2).T.tolist()
+    if len(set(kinds)) > 1:
+        others = [r for r, kind in enumerate(kinds) if kind != mine[1]]
+        raise MismatchError(f"rank {rank()}: allgather of {row}, but rank {', '.join(map(str, others))} has others")
+    return rows
 
 
 def allgather_async(tensor: torch.Tensor, name: str | None = None) -> Handle:
@@ -192,7 +202,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        reduced = allreduce_async(gradient, None, ctx.name, Average).wait()
+        reduced = _AllReduce.apply(gradient, ctx.name, Average, 1.0, 1.0)
         rows = ctx.shape[0] if ctx.shape else 1
         return reduced.narrow(0, ctx.begin, rows).reshape(ctx.shape), None
 
@@ -229,7 +239,7 @@ class _Broadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        reduced = allreduce_async(gradient, None, ctx.name, Average).wait()
+        reduced = _AllReduce.apply(gradient, ctx.name, Average, 1.0, 1.0)
         return reduced if rank() == ctx.root_rank else torch.zeros_like(reduced), None, None
 
 
