@@ -32,6 +32,7 @@ class Collective:
     divides: bool = False  # count is a multiple of the ranks
     reduces: bool = False
     in_place: tuple[str, ...] = ()  # variants
+    has_input: Callable[[int], bool] = lambda rank: True  # False where this rank's buffer is only written
 
 
 @dataclass
@@ -100,6 +101,7 @@ COLLECTIVES = {
             call=lambda comm, x, out, op: functools.partial(comm.broadcast, out, ROOT),
             expected=lambda job, count, calls: [(job.numbers.tables[ROOT], 0, count)],
             in_place=("private", "arena"),
+            has_input=lambda rank: rank == ROOT,
         ),
         Collective(
             "alltoall",
@@ -112,20 +114,37 @@ COLLECTIVES = {
     )
 }
 
-# The ceiling: every rank copies at the same time, from one private buffer to another.
-COPY = Collective(
-    "copy",
-    busbw=lambda p: 1.0,
-    traffic=lambda p: 2 * p,
-    call=lambda comm, x, out, op: functools.partial(np.copyto, out, x),
-    expected=lambda job, count, calls: [(job.numbers.tables[job.rank], 0, count)],
-)
+# The ceilings: what the memory gives when every rank does this to private buffers at the same time. An update in place is the
+# faster one: what is written has been read, whereas a copy has to fetch the lines of its target too, or go around the cache.
+_ZERO = np.zeros((), np.uint8)
+
+CEILINGS = {
+    row.name: row
+    for row in (
+        Collective(
+            "copy",
+            busbw=lambda p: 1.0,
+            traffic=lambda p: 2 * p,
+            call=lambda comm, x, out, op: functools.partial(np.copyto, out.view(np.uint8), x.view(np.uint8)),
+            expected=lambda job, count, calls: [(job.numbers.tables[job.rank], 0, count)],
+        ),
+        Collective(
+            "update",
+            busbw=lambda p: 1.0,
+            traffic=lambda p: 2 * p,
+            call=lambda comm, x, out, op: functools.partial(np.bitwise_or, out.view(np.uint8), _ZERO, out.view(np.uint8)),
+            expected=lambda job, count, calls: [(job.numbers.tables[job.rank], 0, count)],
+            in_place=("update",),
+        ),
+    )
+}
 
 
 class Case:
     """One collective at one size on one kind of buffer.
 
-    variant: "private" (ordinary memory), "arena" (allocated by the library) or "copy" (the ceiling).
+    variant: "private" (ordinary memory), "arena" (allocated by the library), or the name of a ceiling.
+    ceiling: the name of the one that it is compared with.
     most_calls: how many calls may follow a fill() and still be checked.
     """
 
@@ -135,14 +154,15 @@ class Case:
         self.bytes = count * job.dtype.storage.itemsize
         self.x, self.out = buffers[0][: row.brings(count, job.size)], buffers[1][: row.gets(count, job.size)]
         self.in_place = variant in row.in_place
+        self.ceiling = "update" if self.in_place and row.reduces else "copy"  # the others read or write a buffer, not both
         self.most_calls = job.numbers.most_calls if row.reduces and self.in_place else UNLIMITED
-        argument = (lambda array: array) if row is COPY else job.dtype.argument
+        argument = (lambda array: array) if row.name in CEILINGS else job.dtype.argument
         out = argument(self.out)
         self.run: Run = row.call(job.comm, out if self.in_place else argument(self.x), out, OPS[job.op])
 
     def fill(self) -> None:
         """Inputs as they were, results unwritten."""
-        if self.in_place and (self.row.reduces or self.job.rank == ROOT):
+        if self.in_place and self.row.has_input(self.job.rank):
             np.copyto(self.out, self.x)
         else:
             self.out.view(np.uint8).fill(POISON)

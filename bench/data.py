@@ -78,7 +78,7 @@ class Numbers:
         if self.op == "sum":
             return self.first * self.size ** (calls - 1)
         if self.op == "prod":
-            return self.first ** self.size ** (calls - 1)
+            return self.first ** (self.size ** (calls - 1))
         return self.first
 
     def _most_calls(self) -> int:

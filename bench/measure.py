@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from roundel.ops import Max
 
-from bench.collectives import COPY, Case, Collective, Job
+from bench.collectives import CEILINGS, Case, Collective, Job
 from bench.data import periodic
 
 BATCH_SECONDS = 1e-3  # thousands of ticks of the clock, and of the size of a scheduler's slice
@@ -35,7 +35,7 @@ class Timing:
 
 
 def make_cases(row: Collective, job: Job, counts: list[int], variants: list[str]) -> list[Case]:
-    """Cases by size, each after its copy. All share buffers as large as the largest size."""
+    """Cases by size, each size with its ceilings. All share buffers as large as the largest size."""
     most, storage = max(counts), job.dtype.storage
     numbers = periodic(job.dtype.encode(job.numbers.tables[job.rank]), most)
     private = (numbers, np.zeros(most, storage))
@@ -49,8 +49,9 @@ def make_cases(row: Collective, job: Job, counts: list[int], variants: list[str]
         buffers["arena"] = (x, results)
     cases = []
     for count in counts:
-        cases.append(Case(COPY, job, count, "copy", private))
-        cases += [Case(row, job, count, variant, buffers[variant]) for variant in variants]
+        mine = [Case(row, job, count, variant, buffers[variant]) for variant in variants]
+        cases += [Case(CEILINGS[name], job, count, name, private) for name in sorted({case.ceiling for case in mine})]
+        cases += mine
     return cases
 
 

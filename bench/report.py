@@ -12,7 +12,7 @@ import numpy as np
 import roundel
 from roundel import _core
 
-from bench.collectives import Collective, Job
+from bench.collectives import CEILINGS, Collective, Job
 from bench.measure import Timing
 
 SCHEMA = 1
@@ -20,28 +20,33 @@ FIELDS = {"schema": int, "benchmark": str, "date": str, "machine": dict, "ranks"
           "isa": str, "op": (str, type(None)), "versions": dict, "rows": list}  # fmt: skip
 MACHINE_FIELDS = {"cpu": str, "cores": int, "memory_bytes": int, "kernel": str}
 ROW_FIELDS = {"bytes": int, "count": int, "dtype": str, "variant": str, "time_us": float, "p10_us": float, "p90_us": float,
-              "algbw": float, "busbw": float, "copy_GBs": float, "limit_us": float, "percent_of_limit": float,
-              "repetitions": int}  # fmt: skip
+              "algbw": float, "busbw": float, "copy_GBs": float, "ceiling_GBs": float, "limit_us": float,
+              "percent_of_limit": float, "repetitions": int}  # fmt: skip
 
 
 def make_rows(row: Collective, job: Job, timings: list[Timing]) -> list[dict]:
-    """One row for each timing that is not a copy; the copy of the same size is its ceiling."""
-    copies = {t.case.count: float(np.median(t.seconds)) for t in timings if t.case.variant == "copy"}
+    """One row for each timing that is not a ceiling."""
+    rates = {}  # bytes a second of all ranks together, by ceiling and count
+    for timing in timings:
+        case = timing.case
+        if case.variant in CEILINGS:
+            traffic = CEILINGS[case.variant].traffic(job.size) * case.bytes
+            rates[case.variant, case.count] = traffic / float(np.median(timing.seconds))
     rows = []
     for timing in timings:
         case, size = timing.case, job.size
-        if case.variant == "copy":
+        if case.variant in CEILINGS:
             continue
         low, median, high = (float(s) for s in np.percentile(timing.seconds, (10, 50, 90)))
-        copy_rate = 2 * size * case.bytes / copies[case.count]
-        limit = row.traffic(size) * case.bytes / copy_rate
+        ceiling = rates[case.ceiling, case.count]
+        limit = row.traffic(size) * case.bytes / ceiling
         algbw = case.bytes / median * 1e-9
         rows.append({
             "bytes": case.bytes, "count": case.count, "dtype": job.dtype.name, "variant": case.variant,
             "time_us": median * 1e6, "p10_us": low * 1e6, "p90_us": high * 1e6,
             "algbw": algbw, "busbw": algbw * row.busbw(size),
-            "copy_GBs": copy_rate * 1e-9, "limit_us": limit * 1e6, "percent_of_limit": 100 * limit / median,
-            "repetitions": len(timing.seconds),
+            "copy_GBs": rates["copy", case.count] * 1e-9, "ceiling_GBs": ceiling * 1e-9,
+            "limit_us": limit * 1e6, "percent_of_limit": 100 * limit / median, "repetitions": len(timing.seconds),
         })  # fmt: skip
     return rows
 
@@ -110,7 +115,7 @@ def table(document: dict) -> str:
     where = f"{d['ranks']} rank(s) on {d['hosts']} host(s), transport {d['transport']}"
     lines = [
         f"# {what}, {where}, {d['isa']}; {box['cpu']}, {box['cores']} cores",
-        f"# median of {d['rows'][0]['repetitions']} repetitions; GB/s of 10^9 bytes; limit: memory traffic / copy bandwidth",
+        f"# median of {d['rows'][0]['repetitions']} repetitions; GB/s of 10^9 bytes; limit: memory traffic / ceiling",
         "  ".join(f"{TITLES.get(name, name):>{width}}" for name, _, width in COLUMNS),
     ]
     lines += ["  ".join(f"{form.format(row[name]):>{width}}" for name, form, width in COLUMNS) for row in d["rows"]]
@@ -118,7 +123,7 @@ def table(document: dict) -> str:
 
 
 def plot(document: dict, path: str) -> None:
-    """Time and bus bandwidth against size, one line for each variant, with the limit. Needs matplotlib."""
+    """Time and bus bandwidth against size, one line for each variant, with its limit. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,10 +137,10 @@ def plot(document: dict, path: str) -> None:
         line = left.plot(sizes, [row["time_us"] for row in mine], marker=".", label=variant)
         left.fill_between(sizes, [r["p10_us"] for r in mine], [r["p90_us"] for r in mine], alpha=0.2, color=line[0].get_color())
         right.plot(sizes, [row["busbw"] for row in mine], marker=".", label=variant)
-    limits = [row for row in rows if row["variant"] == rows[0]["variant"] and row["limit_us"] > 0]
-    sizes = [row["bytes"] for row in limits]
-    left.plot(sizes, [row["limit_us"] for row in limits], "k--", label="limit")
-    right.plot(sizes, [row["busbw"] * row["time_us"] / row["limit_us"] for row in limits], "k--", label="limit")
+        limited = [row for row in mine if row["limit_us"] > 0]
+        dashed = {"linestyle": "--", "color": line[0].get_color(), "label": f"limit of {variant}"}
+        left.plot([row["bytes"] for row in limited], [row["limit_us"] for row in limited], **dashed)
+        right.plot([row["bytes"] for row in limited], [r["busbw"] * r["time_us"] / r["limit_us"] for r in limited], **dashed)
     for axes, label in ((left, "time of a call, us (p10 to p90)"), (right, "bus bandwidth, GB/s")):
         axes.set(xscale="log", xlabel="bytes", ylabel=label)
         axes.grid(alpha=0.3)

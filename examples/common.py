@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 
 
-def share_cores():
-    """Divide this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
+def share_cores(at_most=None):
+    """Divide this host's cores among its ranks, `at_most` so many for each, unless OMP_NUM_THREADS says otherwise."""
     # Every rank must make this call, so it comes before the look at the environment, which can differ between ranks.
     ranks_here = int(hvd.allreduce(torch.tensor([hvd.local_rank() + 1]), op=hvd.Max, name="ranks_here"))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks_here))
+        mine = max(1, torch.get_num_threads() // ranks_here)
+        torch.set_num_threads(min(mine, at_most or mine))
 
 
 def say(text, file=None):

@@ -90,7 +90,7 @@ TEST(signatures_say_what_was_called) {
   s.op = ReduceOp::Max;
   s.count = 12;
   CHECK(s.describe().find("all-reduce of 12 bfloat16, max") == 0);
-  std::memset(&s, 0xff, sizeof s);  // garbage from a peer must not crash the text
+  std::memset(static_cast<void*>(&s), 0xff, sizeof s);  // garbage from a peer must not crash the text
   CHECK(s.describe().find("unknown") != std::string::npos);
 }
 

@@ -78,11 +78,18 @@ def _remove(namespace: str) -> None:
         _run("ip", "netns", "delete", namespace)
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"  # nobody may have reaped it
+    except OSError:
+        return False
+
+
 def remove_stale() -> None:
     """Remove the labs whose makers have ended without doing so."""
     for name in namespaces():
         match = re.match(rf"{PREFIX}(\d+)-", name)
-        if match and not Path(f"/proc/{match[1]}").exists():
+        if match and not _runs(int(match[1])):
             _remove(name)
 
 

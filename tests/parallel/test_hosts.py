@@ -251,9 +251,13 @@ def test_nothing_of_a_lab_is_left(lab):
     assert not set(mine) & set(namespaces())
     assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
 
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    stale, living = f"{PREFIX}{dead.pid}-9-h0", f"{PREFIX}{os.getppid()}-9-h0"
+
+def test_labs_of_killed_runs_are_removed_and_those_of_living_ones_are_not():
+    if reason := why_not():
+        pytest.skip(reason)
+    dead, alive = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # nobody has reaped it
+    stale, living = f"{PREFIX}{dead.pid}-9-h0", f"{PREFIX}{alive.pid}-9-h0"
     try:
         for name in (stale, living):
             subprocess.run(["ip", "netns", "add", name], check=True)
@@ -263,10 +267,13 @@ def test_nothing_of_a_lab_is_left(lab):
         remove_stale()
         assert left.wait(5) == -signal.SIGKILL
         assert stale not in namespaces()
-        assert living in namespaces()  # another run's
+        assert living in namespaces()
     finally:
         for name in {stale, living} & set(namespaces()):
             subprocess.run(["ip", "netns", "delete", name], check=True)
+        alive.kill()
+        alive.wait()
+        dead.wait()
 
 
 # -- who is where, and right results

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from bench import report  # noqa: E402
 from bench.__main__ import counts, parse, parse_bytes  # noqa: E402
-from bench.collectives import COLLECTIVES, Case, Job  # noqa: E402
+from bench.collectives import CEILINGS, COLLECTIVES, Case, Job  # noqa: E402
 from bench.data import DTYPES, FOLD, OPS, PERIOD, POISON, Numbers, first_bad, periodic  # noqa: E402
+from bench.measure import Timing  # noqa: E402
 
 TIMEOUT = 100  # of one run, on a loaded machine; it takes about two seconds
 
@@ -60,7 +60,7 @@ def right_result(name: str, inputs: list[np.ndarray], rank: int, op: str) -> np.
 def make_case(name: str, rank: int, size: int, count: int, variant: str = "private", op: str = "sum") -> Case:
     job = Job(FakeCommunicator(rank, size), DTYPES["float32"], op)
     numbers = periodic(job.dtype.encode(job.numbers.tables[rank]), count)
-    return Case(COLLECTIVES[name], job, count, variant, (numbers, np.zeros(count, np.float32)))
+    return Case((COLLECTIVES | CEILINGS)[name], job, count, variant, (numbers, np.zeros(count, np.float32)))
 
 
 # -- the command
@@ -81,7 +81,8 @@ def test_allreduce_writes_complete_rows(tmp_path):
         assert 0 < row["p10_us"] <= row["time_us"] <= row["p90_us"]
         assert row["algbw"] == pytest.approx(row["bytes"] / row["time_us"] * 1e-3)
         assert row["busbw"] == pytest.approx(row["algbw"])  # 2(P-1)/P of two ranks is 1
-        assert row["limit_us"] == pytest.approx(4 * row["bytes"] / row["copy_GBs"] * 1e-3)
+        assert row["limit_us"] == pytest.approx(4 * row["bytes"] / row["ceiling_GBs"] * 1e-3)
+        assert row["copy_GBs"] > 0 and (row["variant"] == "arena" or row["ceiling_GBs"] == row["copy_GBs"])
         assert row["percent_of_limit"] == pytest.approx(100 * row["limit_us"] / row["time_us"])
     printed = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d", line)]
     assert [(int(p[0]), p[3]) for p in printed] == [(row["bytes"], row["variant"]) for row in rows]
@@ -217,16 +218,37 @@ def test_factors_are_those_of_nccl_tests():
     assert traffic == {"allreduce": 8, "reduce_scatter": 5, "allgather": 5, "broadcast": 4, "alltoall": 8}
 
 
+def make_timing(name: str, size: int, variant: str, microseconds: list[float]) -> Timing:
+    return Timing(make_case(name, 0, size, 500, variant), 1, np.array(microseconds) * 1e-6)
+
+
 def test_a_row_compares_the_median_with_the_copy():
-    row, job = COLLECTIVES["reduce_scatter"], SimpleNamespace(size=2, dtype=DTYPES["float32"])
-    copy = SimpleNamespace(case=SimpleNamespace(variant="copy", count=500, bytes=2000), seconds=np.array([1e-6, 2e-6, 1e-6]))
-    timing = SimpleNamespace(case=SimpleNamespace(variant="arena", count=500, bytes=2000), seconds=np.array([4e-6, 2e-6, 9e-6]))
-    (found,) = report.make_rows(row, job, [copy, timing])
+    timings = [make_timing("copy", 2, "copy", [1, 2, 1]), make_timing("reduce_scatter", 2, "arena", [4, 2, 9])]
+    (found,) = report.make_rows(COLLECTIVES["reduce_scatter"], timings[0].case.job, timings)
     assert found["time_us"] == pytest.approx(4) and found["repetitions"] == 3
-    assert found["copy_GBs"] == pytest.approx(8)  # two ranks read and write 2000 bytes each in 1 us
+    assert found["copy_GBs"] == found["ceiling_GBs"] == pytest.approx(8)  # two ranks read and write 2000 bytes each in 1 us
     assert found["limit_us"] == pytest.approx(0.75)  # 3 * 2000 bytes
     assert found["percent_of_limit"] == pytest.approx(18.75)
     assert (found["algbw"], found["busbw"]) == pytest.approx((0.5, 0.25))
+
+
+def test_a_sum_in_place_is_compared_with_updates_in_place():
+    times = (("copy", "copy", 4), ("update", "update", 1), ("allreduce", "private", 8), ("allreduce", "arena", 2))
+    timings = [make_timing(name, 2, variant, [time]) for name, variant, time in times]
+    private, arena = report.make_rows(COLLECTIVES["allreduce"], timings[0].case.job, timings)
+    assert [row["percent_of_limit"] for row in (private, arena)] == pytest.approx([50, 50])
+    assert [row["copy_GBs"] for row in (private, arena)] == pytest.approx([2, 2])
+    assert [row["ceiling_GBs"] for row in (private, arena)] == pytest.approx([2, 8])
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_ceilings_are_checked_too(name):
+    case = make_case(name, 1, 2, 1000, name)
+    case.fill()
+    case.run()
+    assert case.check(1) is None
+    case.out[999] += 1
+    assert "element 999" in case.check(1)
 
 
 def test_the_readme_explains_every_field():

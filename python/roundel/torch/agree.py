@@ -24,7 +24,7 @@ def _bytes(data: bytes) -> torch.Tensor:
 
 
 def require_same(what: str, mine: list[str]) -> None:
-    """Raise MismatchError on every rank, naming the first difference, unless all have the same texts. The job can go on after it.
+    """Raise MismatchError on every rank, naming the first difference, unless all have the same texts. The job can go on.
 
     Costs one all-gather of 32 bytes where they are the same.
     """

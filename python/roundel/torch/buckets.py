@@ -26,8 +26,9 @@ def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Bucket:
-    """Some parameters' gradients side by side, a flag for each that says whether any rank has a gradient for it, and, in the last
-    bucket of a step, a flag for each rank that says whether it gave up the step.
+    """Some parameters' gradients side by side, and one flag for each that says whether any rank has a gradient for it.
+
+    The last bucket of a step also has a flag for each rank, which says whether that rank gave up the step.
 
     Life of a step: put() or leave_out() for every parameter, launch() when none is pending, wait().
     """
@@ -152,6 +153,4 @@ def plan_buckets(
         else:
             filling[p.dtype] = (group, filled + nbytes)
     groups += [group for group, _ in filling.values()]
-    return [
-        Bucket(_title([names[p] for p in group]), group, compression, op, is_last=group is groups[-1]) for group in groups
-    ]
+    return [Bucket(_title([names[p] for p in group]), group, compression, op, is_last=group is groups[-1]) for group in groups]

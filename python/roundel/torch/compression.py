@@ -1,4 +1,4 @@
-"""What gradients look like on the wire. Sums of 16-bit values accumulate in float32, so a compressed all-reduce rounds twice."""
+"""What gradients look like on the wire. 16-bit sums accumulate in float32, so a compressed all-reduce rounds twice."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ __all__ = ["broadcast_object", "broadcast_optimizer_state", "broadcast_parameter
 def broadcast_parameters(params: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], root_rank: int = 0) -> None:
     """Overwrite tensors with root's, in place.
 
-    params: a state_dict, or (name, tensor) pairs such as model.named_parameters(); the same names, shapes and dtypes in the same
-    order on every rank. Entries that are no tensors are skipped.
+    params: a state_dict, or (name, tensor) pairs such as model.named_parameters(); the same names, shapes and dtypes in the
+    same order on every rank. Entries that are no tensors are skipped.
     Raises MismatchError on every rank, naming the first difference; nothing is overwritten then and the job can go on.
     """
     pairs = list(params.items() if isinstance(params, Mapping) else params)
@@ -37,8 +37,8 @@ def broadcast_parameters(params: Mapping[str, torch.Tensor] | Iterable[tuple[str
 def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
     """Root's object on every rank; root gets its own back.
 
-    The object travels by pickle, which runs code of the sender's choice: ranks of a job trust each other, see SECURITY in the docs.
-    What pickle raises on root is raised there, and a RoundelError elsewhere; the job can go on.
+    The object travels by pickle, which runs code of the sender's choice: ranks of a job trust each other, see SECURITY in the
+    docs. What pickle raises on root is raised there, and a RoundelError elsewhere; the job can go on.
     """
     comm = communicator()
     label = name or "object"

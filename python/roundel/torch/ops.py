@@ -1,6 +1,7 @@
 """Collectives on torch tensors with Horovod's names and defaults.
 
-Each comes as `op` (new tensor, differentiable), `op_` (in place), `op_async` and `op_async_` (a handle for poll() and synchronize()).
+Each comes as `op` (new tensor, differentiable), `op_` (in place), `op_async` and `op_async_` (a handle for poll() and
+synchronize()).
 Tensors may be on any device and have any strides: those that are not contiguous CPU tensors go through a contiguous CPU copy.
 All ranks call the same operations in the same order. Raises MismatchError, PeerLostError, TimeoutError from synchronize().
 """

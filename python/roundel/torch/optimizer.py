@@ -62,8 +62,8 @@ class _Distributed:
     def step(self, closure=None):
         """Reduce the gradients over ranks, then update the parameters.
 
-        A closure's gradients are reduced whenever it is called, and so is the number or tensor that it returns: an optimizer that
-        looks at the loss (LBFGS) does the same on every rank.
+        A closure's gradients are reduced whenever it is called, and so is the number or tensor that it returns, so that an
+        optimizer that looks at the loss (LBFGS) does the same on every rank.
         """
         self._opt_called = True  # torch's schedulers ask for this
         if closure is None:
@@ -143,7 +143,7 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     op: ReduceOp = Average,
 ) -> torch.optim.Optimizer:
-    """Make `optimizer` reduce its gradients over ranks in step(). Returns the same object: class, state and groups stay what they are.
+    """Make `optimizer` reduce its gradients over ranks in step(). Returns the same object, with its class, state and groups.
 
     optimizer: any torch optimizer over dense CPU parameters. Call this again after adding or unfreezing parameters.
     named_parameters: (name, parameter) pairs, for error texts and to find mistakes; names unique, all parameters named.
@@ -153,17 +153,17 @@ def DistributedOptimizer(
 
     Buckets hold about ROUNDEL_BUCKET_BYTES (8M; rank 0's counts). Parameters that get no gradient on any rank keep grad None.
     From backward() to step() gradients belong to the optimizer: changing or replacing one is an error in step().
-    Memory: one more copy of the gradients. Raises ValueError and InvalidArgumentError at once, MismatchError (ranks have different
-    parameters or arguments; the job can go on) from the first step(), PeerLostError etc. from any.
+    Memory: one more copy of the gradients. Raises ValueError and InvalidArgumentError at once, MismatchError (ranks have
+    different parameters or arguments; the job can go on) from the first step(), PeerLostError etc. from any.
     """
     named = _check_named(optimizer, named_parameters)
     if backward_passes_per_step < 1:
         raise ValueError(f"backward_passes_per_step: expected at least 1, got {backward_passes_per_step}")
     if size() > 1:
         _check_supported(named)
-    # A scheduler made before this has put the old step() on the instance, where it would hide ours.
-    if not hasattr(optimizer.__dict__.pop("step", _Distributed.step), "_wrapped_by_lr_sched"):
-        raise InvalidArgumentError("DistributedOptimizer: expected an optimizer whose step() is its class's, got a replaced one")
+    if not hasattr(vars(optimizer).get("step", _Distributed.step), "_wrapped_by_lr_sched"):
+        raise InvalidArgumentError("DistributedOptimizer: expected an optimizer with its class's step(), got a replaced one")
+    vars(optimizer).pop("step", None)  # a scheduler made before this put it there, where it would hide ours
     base = optimizer._base if isinstance(optimizer, _Distributed) else type(optimizer)
     optimizer.__class__ = type(base.__name__, (_Distributed, base), {"_base": base, "__module__": base.__module__})
     optimizer._skip = False

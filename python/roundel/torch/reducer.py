@@ -1,8 +1,9 @@
 """The gradients of one optimizer on their way: hooks, buckets, and when each is launched.
 
-Buckets are planned once, at the end of the first step, in the order in which rank 0's gradients became ready; every rank launches them
-in that order, whatever the order of its own gradients, because collectives are ordered. The last one waits for synchronize(): it tells
-whether every rank has come so far, so a rank whose backward pass failed can give up the step without anybody using half of it.
+Buckets are planned once, in the first step, in the order in which rank 0's gradients became ready; every rank launches them in
+that order, whatever the order of its own gradients, because collectives are ordered. The last one waits for synchronize(): it
+tells whether every rank has come so far, so that a rank whose backward pass failed can give up the step without anybody using
+half of it.
 """
 
 from __future__ import annotations
@@ -129,10 +130,10 @@ class Reducer:
     def synchronize(self, params: list[torch.nn.Parameter]) -> None:
         """Launch what is left, wait for all, and put the reduced gradients in place.
 
-        params: all that the optimizer will change. Whatever is wrong is raised after the collectives, so that no other rank waits.
+        params: all that the optimizer will change. What is wrong is raised after the collectives, so that no other rank waits.
         """
         if not self.close.alive:
-            raise RoundelError(f"rank {rank()}: another DistributedOptimizer was made later for the same parameters: use that one")
+            raise RoundelError(f"rank {rank()}: a DistributedOptimizer made later has this one's parameters: use that one")
         changed = self._changed()
         strangers = sum(p.grad is not None and p not in self.names for p in params)
         gave_up: list[int] = []
@@ -146,7 +147,7 @@ class Reducer:
             gave_up = self._finish()
         if gave_up:
             raise RoundelError(
-                f"rank {rank()}: rank {', '.join(map(str, gave_up))} gave up this step after an exception in its backward pass; "
+                f"rank {rank()}: rank {', '.join(map(str, gave_up))} gave up this step after an exception in backward(); "
                 "no parameter was changed: call zero_grad() and go on with the next step, or stop"
             )
         if changed:
@@ -157,12 +158,12 @@ class Reducer:
         if strangers:
             raise InvalidArgumentError(
                 f"rank {rank()}: {strangers} parameters have gradients but were frozen, or not in the optimizer, when "
-                "DistributedOptimizer was made; call it again on the optimizer: optimizer = DistributedOptimizer(optimizer, ...)"
+                "DistributedOptimizer was made; call it on the optimizer again: DistributedOptimizer(optimizer, ...)"
             )
         self.synchronized = True
 
     def abandon(self) -> None:
-        """The caller throws the gradients away: fine before they are handed over and after a failed backward pass, else an error."""
+        """The caller throws the gradients away. An error when they have been handed over, unless the backward pass failed."""
         if self.handed_over and not self.backward_unfinished:
             raise RoundelError(
                 f"rank {rank()}: zero_grad() between backward() and step() would throw away gradients that are being reduced; "
