@@ -11,7 +11,8 @@ namespace {
 constexpr size_t kSlots = 4;                 // operations between the fastest and the slowest rank: receivers do not wait for each other
 constexpr size_t kInline = 96;               // the first 32 bytes share a cache line with the flag
 constexpr size_t kOneShot = 32u << 10;       // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
-constexpr size_t kCell = 256u << 10;         // with kDepth cells of two ranks in the last-level cache
+constexpr size_t kArenaFrom = 2u << 10;      // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
+constexpr size_t kCell = 128u << 10;         // kDepth cells and results of a rank are 1 MB: a usual L2
 constexpr size_t kDepth = 4;                 // cells between the fastest and the slowest rank
 constexpr size_t kTile = 32u << 10;          // a tile and its sum stay in L1/L2 while the sum is copied to N places
 constexpr size_t kAlign = 64;                // slices start on cache lines, so that no two ranks write one
@@ -146,10 +147,9 @@ void ShmCommunicator::meet_for_broadcast(const Operation& o) {
 void ShmCommunicator::execute(const Operation& o) {
   ShmLine& line = enter(o);
   const size_t shared_bytes = o.kind == OpKind::AllGather ? o.out.bytes() : std::max(o.in.bytes(), o.out.bytes());
-  if (o.kind == OpKind::Barrier || shared_bytes <= kOneShot) return one_shot(o, line);
-
-  const bool in_place = o.kind == OpKind::AllReduce && o.in.data == o.out.data;
+  const bool in_place = o.kind == OpKind::AllReduce && o.in.data == o.out.data && shared_bytes > kArenaFrom;
   const auto offset = in_place ? memory_.arena().offset_of(o.out.data, o.out.bytes()) : std::nullopt;
+  if (!offset && shared_bytes <= kOneShot) return one_shot(o, line);
   if (offset) {
     line.arena_offset = static_cast<int64_t>(*offset);
     if (o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
@@ -195,7 +195,10 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
     meet_for_broadcast(o);
     return copy_bytes(o.out.data, data_of(o.root), o.out.bytes());
   }
-  meet_all(o);
+  bool all_published = true;
+  for (int r = 0; r < size_; ++r)
+    if (r != rank_ && meet(o, r).arena_offset >= 0) all_published = false;
+  if (!all_published) return reduce_through_cells(o);  // some ranks hoped to reduce in place; see execute()
   switch (o.kind) {
     case OpKind::AllReduce:
     case OpKind::ReduceScatter: {

@@ -45,10 +45,11 @@ def test_allreduce_of_library_allocated_buffers(comm):
 
 
 def test_allreduce_when_only_some_ranks_have_library_allocated_buffers(comm):
-    x = comm.allocate(400_000).view(np.float32) if comm.rank % 2 == 0 else np.empty(100_000, np.float32)
-    x[:] = ranks_data(comm.rank, x.size, "float32")
-    comm.allreduce(x, out=x, prescale=3.0)
-    assert_equal_bits(x, 3 * over_ranks("Sum", comm.size, x.size, "float32"))
+    for count in (1, 400, 1000, 8000, 100_000):
+        x = comm.allocate(count * 4).view(np.float32) if comm.rank % 2 == 0 else np.empty(count, np.float32)
+        x[:] = ranks_data(comm.rank, count, "float32")
+        comm.allreduce(x, out=x, prescale=3.0)
+        assert_equal_bits(x, 3 * over_ranks("Sum", comm.size, count, "float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])

@@ -120,7 +120,8 @@ class Job:
             process.wait()
         if kind is not None:
             for path in sorted(self.directory.glob("rank*")):
-                print(f"--- {path.name}:\n{path.read_text(errors='replace')[-6000:]}")  # pytest shows it
+                text = path.read_text(errors="replace")  # what a rank told first matters most, and what it wrote to stderr last
+                print(f"--- {path.name}:\n{text[:3000] if path.suffix == '.out' else text[-6000:]}")  # pytest shows it
 
     def start(self, *ranks: int) -> None:
         """Start these ranks, or all."""
