@@ -272,9 +272,16 @@ PyCommunicator open(int rank, int size, const std::string& rendezvous, int rende
   return {Communicator::open(transport::open_world(job))};
 }
 
+// Ctrl-C ends a wait: the pending KeyboardInterrupt is thrown through the core.
+void check_signals() {
+  const py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace
 
 void bind_comm(py::module_& m) {
+  comm::set_interrupt_check(&check_signals);
   py::class_<Handle>(m, "Handle", "An operation under way.")
       .def("done", &Handle::done, "True when wait() would not block.")
       .def("wait", &Handle::wait, "Block until the operation is done; return its result or raise its error.");

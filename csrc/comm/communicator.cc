@@ -13,18 +13,31 @@ namespace {
 
 constexpr size_t kTransferBytes = 1u << 20;  // a transfer travels in messages of this size
 constexpr size_t kAlignment = 64;
+constexpr std::chrono::milliseconds kInterruptPeriod{100};
+
+void (*g_interrupt_check)() = [] {};
 
 }  // namespace
 
+void set_interrupt_check(void (*check)()) { g_interrupt_check = check; }
+
 void Request::wait() {
-  done_.wait(false, std::memory_order_acquire);
+  std::unique_lock lock(mutex_);
+  while (!completed_.wait_for(lock, kInterruptPeriod, [this] { return done(); })) {
+    lock.unlock();
+    g_interrupt_check();
+    lock.lock();
+  }
   if (error_) std::rethrow_exception(error_);
 }
 
 void Request::complete(std::exception_ptr error) {
-  error_ = std::move(error);
-  done_.store(true, std::memory_order_release);
-  done_.notify_all();
+  {
+    const std::lock_guard lock(mutex_);
+    error_ = std::move(error);
+    done_.store(true, std::memory_order_release);
+  }
+  completed_.notify_all();
 }
 
 std::shared_ptr<Communicator> Communicator::open(std::shared_ptr<transport::World> world) {
@@ -240,6 +253,10 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
   if (closing_) throw Error(format("rank %d: roundel was shut down during %s", world_->rank, operation.describe().c_str()));
   if (world_->monitor->troubled()) world_->monitor->raise_trouble(operation.describe());
   if (world_->monitor->somebody_left()) world_->monitor->raise_if_left(needed(), operation.describe());
+  if (std::this_thread::get_id() != progress_.get_id() && Clock::now() - last_interrupt_check_ > kInterruptPeriod) {
+    last_interrupt_check_ = Clock::now();
+    g_interrupt_check();
+  }
   if (operation.deadline.passed())
     throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank, operation.describe().c_str(),
                          operation.timeout, join_ranks(needed()).c_str()));

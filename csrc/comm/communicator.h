@@ -27,7 +27,7 @@ namespace roundel::comm {
 class Request {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
-  // Blocks until done; throws what the operation threw.
+  // Blocks until done; throws what the operation threw, or what the interrupt check throws.
   void wait();
 
  private:
@@ -35,7 +35,12 @@ class Request {
   void complete(std::exception_ptr error);
   std::atomic<bool> done_{false};
   std::exception_ptr error_;
+  std::mutex mutex_;
+  std::condition_variable completed_;
 };
+
+// Called about ten times a second by threads that wait in run() or wait(); it may throw to end the wait (Ctrl-C). Set once, by bind/.
+void set_interrupt_check(void (*check)());
 
 class Communicator {
  public:
@@ -100,6 +105,7 @@ class Communicator {
   std::exception_ptr failure_;
   std::atomic<bool> closing_{false};
   std::thread progress_;
+  Clock::time_point last_interrupt_check_{};  // of whoever holds executing_
   double default_timeout_;
   uint64_t next_sequence_ = 1;
 

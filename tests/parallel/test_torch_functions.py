@@ -21,7 +21,7 @@ class Everything(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(5)  # num_batches_tracked: a 0-dim int64 buffer
         self.transposed = torch.nn.Parameter(torch.empty(6, 4).t())
         self.scale = torch.nn.Parameter(torch.empty(()))
-        self.half = torch.nn.Parameter(torch.empty(7, dtype=torch.bfloat16))
+        self.sixteen_bits = torch.nn.Parameter(torch.empty(7, dtype=torch.bfloat16))
         self.empty = torch.nn.Parameter(torch.empty(0, 3))
         self.frozen = torch.nn.Parameter(torch.empty(3), requires_grad=False)
         self.register_buffer("mask", torch.empty(4, dtype=torch.bool))
