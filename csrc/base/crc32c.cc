@@ -21,8 +21,9 @@ constexpr auto kByte = byte_table();
 
 #if defined(__x86_64__)
 
-// The instruction has a latency of 3 cycles and a throughput of 1: three independent streams of kLane bytes hide it. Their results are
-// joined by shifting a CRC over kLane zero bytes, a linear map that is tabulated once by its action on each byte of the CRC.
+// The instruction has a latency of 3 cycles and a throughput of 1: three independent streams of kLane bytes hide it. Their
+// results are joined by shifting a CRC over kLane zero bytes, a linear map that is tabulated once by its action on each byte of
+// the CRC.
 constexpr size_t kLane = 2048;
 
 struct ShiftTable {

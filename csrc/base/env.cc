@@ -48,10 +48,23 @@ uint64_t bytes(const char* name) {
   const double parsed = std::strtod(value.c_str(), &end);
   double unit = 1;
   switch (*end) {
-    case 'k': case 'K': unit = 1024.0; ++end; break;
-    case 'm': case 'M': unit = 1024.0 * 1024; ++end; break;
-    case 'g': case 'G': unit = 1024.0 * 1024 * 1024; ++end; break;
-    default: break;
+    case 'k':
+    case 'K':
+      unit = 1024.0;
+      ++end;
+      break;
+    case 'm':
+    case 'M':
+      unit = 1024.0 * 1024;
+      ++end;
+      break;
+    case 'g':
+    case 'G':
+      unit = 1024.0 * 1024 * 1024;
+      ++end;
+      break;
+    default:
+      break;
   }
   if (end == value.c_str() || *end != '\0' || !(parsed >= 0 && parsed * unit < 9e18))
     throw InvalidArgument(format("%s: expected bytes such as 8388608, 512K or 8M, got '%s'", name, value.c_str()));

@@ -1,5 +1,5 @@
-// The one tree of errors that the world can cause. Each is translated to the Python exception of the same name in bind/errors.cc.
-// Broken invariants of our own are not errors but CHECK failures: they say where, and end the process.
+// The one tree of errors that the world can cause. Each is translated to the Python exception of the same name in
+// bind/errors.cc. Broken invariants of our own are not errors but CHECK failures: they say where, and end the process.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ Error system_error(const std::string& what, int error_number);
 
 }  // namespace roundel
 
-#define ROUNDEL_CHECK(condition) \
-  do {                           \
+#define ROUNDEL_CHECK(condition)                                               \
+  do {                                                                         \
     if (!(condition)) ::roundel::check_failed(#condition, __FILE__, __LINE__); \
   } while (0)

@@ -1,7 +1,7 @@
 // Descriptors and mappings with an owner.
 //
-// Every descriptor held here is closed in a forked child (pthread_atfork), so that a DataLoader worker that outlives its parent does
-// not keep the parent's sockets open, which would hide the parent's death from its peers.
+// Every descriptor held here is closed in a forked child (pthread_atfork), so that a DataLoader worker that outlives its parent
+// does not keep the parent's sockets open, which would hide the parent's death from its peers.
 #pragma once
 
 #include <sys/types.h>

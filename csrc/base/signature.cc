@@ -5,7 +5,8 @@
 namespace roundel {
 
 const char* name_of(OpKind kind) {
-  constexpr const char* names[kOpKinds] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "all-to-all", "barrier", "send/recv"};
+  constexpr const char* names[kOpKinds] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast",
+                                           "all-to-all", "barrier",        "send/recv"};
   return static_cast<int>(kind) < kOpKinds ? names[static_cast<int>(kind)] : "unknown operation";
 }
 

@@ -1,5 +1,5 @@
-// What an operation is, in 16 bytes. It travels in every frame and stands beside every shared-memory flag, so that ranks that call
-// different things find out from the first message instead of exchanging garbage.
+// What an operation is, in 16 bytes. It travels in every frame and stands beside every shared-memory flag, so that ranks that
+// call different things find out from the first message instead of exchanging garbage.
 #pragma once
 
 #include <cstdint>

@@ -26,13 +26,25 @@ constexpr const char* kDTypeList = "float32, float64, float16, bfloat16, int8, i
 
 std::optional<DType> dtype_of(uint8_t code, int bits) {
   switch (code) {
-    case dlpack::kFloat: return bits == 32 ? DType::Float32 : bits == 64 ? DType::Float64 : bits == 16 ? std::optional(DType::Float16) : std::nullopt;
-    case dlpack::kBfloat: return bits == 16 ? std::optional(DType::BFloat16) : std::nullopt;
+    case dlpack::kFloat:
+      return bits == 32   ? DType::Float32
+             : bits == 64 ? DType::Float64
+             : bits == 16 ? std::optional(DType::Float16)
+                          : std::nullopt;
+    case dlpack::kBfloat:
+      return bits == 16 ? std::optional(DType::BFloat16) : std::nullopt;
     case dlpack::kInt:
-      return bits == 8 ? DType::Int8 : bits == 16 ? DType::Int16 : bits == 32 ? DType::Int32 : bits == 64 ? std::optional(DType::Int64) : std::nullopt;
-    case dlpack::kUInt: return bits == 8 ? std::optional(DType::UInt8) : std::nullopt;
-    case dlpack::kBool: return bits == 8 ? std::optional(DType::Bool) : std::nullopt;
-    default: return std::nullopt;
+      return bits == 8    ? DType::Int8
+             : bits == 16 ? DType::Int16
+             : bits == 32 ? DType::Int32
+             : bits == 64 ? std::optional(DType::Int64)
+                          : std::nullopt;
+    case dlpack::kUInt:
+      return bits == 8 ? std::optional(DType::UInt8) : std::nullopt;
+    case dlpack::kBool:
+      return bits == 8 ? std::optional(DType::Bool) : std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -40,13 +52,16 @@ Array from_tensor(const dlpack::Tensor& tensor, py::object keep, const char* wha
   if (tensor.device_type != dlpack::kCpu && tensor.device_type != dlpack::kCudaHost)
     refuse(what, "an array in CPU memory", "one on device type " + std::to_string(tensor.device_type));
   const auto dtype = tensor.lanes == 1 ? dtype_of(tensor.code, tensor.bits) : std::nullopt;
-  if (!dtype) refuse(what, kDTypeList, "DLPack type code " + std::to_string(tensor.code) + " of " + std::to_string(tensor.bits) + " bits");
+  if (!dtype)
+    refuse(what, kDTypeList,
+           "DLPack type code " + std::to_string(tensor.code) + " of " + std::to_string(tensor.bits) + " bits");
   Array array;
   array.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
   size_t count = 1;
   bool contiguous = true;
   for (int d = tensor.ndim - 1; d >= 0; --d) {
-    if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(count)) contiguous = false;
+    if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(count))
+      contiguous = false;
     count *= static_cast<size_t>(tensor.shape[d]);
   }
   if (!contiguous && count > 1) refuse(what, "a C-contiguous array", "one with other strides; pass a contiguous copy");
@@ -60,19 +75,26 @@ std::optional<DType> numpy_dtype(const py::dtype& dtype) {
   const int bits = static_cast<int>(dtype.itemsize()) * 8;
   if (dtype.byteorder() == '>') return std::nullopt;
   switch (kind) {
-    case 'f': return dtype_of(dlpack::kFloat, bits);
-    case 'i': return dtype_of(dlpack::kInt, bits);
-    case 'u': return dtype_of(dlpack::kUInt, bits);
-    case 'b': return dtype_of(dlpack::kBool, bits);
-    case 'V': return py::str(dtype.attr("name")).cast<std::string>() == "bfloat16" ? std::optional(DType::BFloat16) : std::nullopt;
-    default: return std::nullopt;  // numpy knows bfloat16 from ml_dtypes only
+    case 'f':
+      return dtype_of(dlpack::kFloat, bits);
+    case 'i':
+      return dtype_of(dlpack::kInt, bits);
+    case 'u':
+      return dtype_of(dlpack::kUInt, bits);
+    case 'b':
+      return dtype_of(dlpack::kBool, bits);
+    case 'V':
+      return py::str(dtype.attr("name")).cast<std::string>() == "bfloat16" ? std::optional(DType::BFloat16) : std::nullopt;
+    default:
+      return std::nullopt;  // numpy knows bfloat16 from ml_dtypes only
   }
 }
 
 Array from_numpy(const py::array& numpy, bool writable, const char* what) {
   const auto dtype = numpy_dtype(numpy.dtype());
   if (!dtype) refuse(what, kDTypeList, py::str(numpy.dtype()));
-  if ((numpy.flags() & py::array::c_style) == 0) refuse(what, "a C-contiguous array", "one with other strides; pass a contiguous copy");
+  if ((numpy.flags() & py::array::c_style) == 0)
+    refuse(what, "a C-contiguous array", "one with other strides; pass a contiguous copy");
   if (writable && !numpy.writeable()) refuse(what, "a writable array", "a read-only one");
   Array array;
   array.view = {const_cast<void*>(numpy.data()), static_cast<size_t>(numpy.size()), *dtype};
@@ -104,13 +126,15 @@ Array from_capsule(py::handle object, bool writable, const char* what) {
   // A capsule that nobody consumes frees its tensor itself; holding it is all that is needed.
   const py::object capsule = object.attr("__dlpack__")();
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-    const auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    const auto* managed =
+        static_cast<dlpack::ManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != 1) refuse(what, "DLPack version 1", "version " + std::to_string(managed->version.major));
     if (writable && (managed->flags & dlpack::kReadOnly) != 0) refuse(what, "a writable array", "a read-only one");
     return from_tensor(managed->tensor, capsule, what);
   }
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) refuse(what, "a DLPack capsule", type_name(capsule));
-  return from_tensor(static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, capsule, what);
+  return from_tensor(static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, capsule,
+                     what);
 }
 
 }  // namespace
@@ -128,7 +152,8 @@ Array to_array(py::handle object, bool writable, const char* what) {
 
 py::object empty_like(py::handle prototype, const Array& array, const std::vector<int64_t>& shape) {
   if (py::isinstance<py::array>(prototype))
-    return py::array(py::reinterpret_borrow<py::array>(prototype).dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+    return py::array(py::reinterpret_borrow<py::array>(prototype).dtype(),
+                     std::vector<py::ssize_t>(shape.begin(), shape.end()));
   if (py::hasattr(prototype, "new_empty")) return prototype.attr("new_empty")(py::tuple(py::cast(shape)));
   if (array.view.dtype == DType::BFloat16)
     throw InvalidArgument("numpy has no bfloat16 to answer with: give `out`, or torch tensors");

@@ -1,5 +1,5 @@
-// Arrays of any library as Views, without a copy: numpy by its own API, torch by DLPack's C exchange table (borrowed, no capsule), all
-// others by __dlpack__().
+// Arrays of any library as Views, without a copy: numpy by its own API, torch by DLPack's C exchange table (borrowed, no
+// capsule), all others by __dlpack__().
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,8 +16,8 @@ struct Array {
   pybind11::object keep;  // what must live as long as the view; often the array itself
 };
 
-// Throws InvalidArgument unless the array is on the CPU, C-contiguous, of a supported dtype and, where asked, writable. `what` names the
-// argument in the text. Needs the GIL.
+// Throws InvalidArgument unless the array is on the CPU, C-contiguous, of a supported dtype and, where asked, writable. `what`
+// names the argument in the text. Needs the GIL.
 Array to_array(pybind11::handle object, bool writable, const char* what);
 
 // A new array of the same library, dtype and device. Where the library is not known: numpy's.

@@ -1,4 +1,5 @@
-// roundel.Communicator: each method makes one comm::Operation out of its arguments and either runs it (GIL released) or starts it.
+// roundel.Communicator: each method makes one comm::Operation out of its arguments and either runs it (GIL released) or starts
+// it.
 #include "comm/communicator.h"
 
 #include <pybind11/numpy.h>
@@ -38,7 +39,8 @@ Unfinished& unfinished() {
 
 class Handle {
  public:
-  Handle(std::shared_ptr<Request> request, Call call) : request_(std::move(request)), result_(std::move(call.result)), keep_(std::move(call.keep)) {}
+  Handle(std::shared_ptr<Request> request, Call call)
+      : request_(std::move(request)), result_(std::move(call.result)), keep_(std::move(call.keep)) {}
   Handle(Handle&&) = default;
   ~Handle() {
     if (request_ != nullptr && !request_->done()) {
@@ -117,8 +119,8 @@ struct PyCommunicator {
     return finish_call(std::move(o), std::move(result), std::move(in), std::move(to));
   }
 
-  Call reduce_scatter(const py::object& x, int op, const py::object& out, double prescale, double postscale, const std::string& name,
-                      double timeout) const {
+  Call reduce_scatter(const py::object& x, int op, const py::object& out, double prescale, double postscale,
+                      const std::string& name, double timeout) const {
     Operation o;
     o.kind = OpKind::ReduceScatter;
     o.op = to_op(op);
@@ -139,17 +141,19 @@ struct PyCommunicator {
     return finish_call(std::move(o), std::move(result), std::move(in), std::move(to));
   }
 
-  Call allgather(const py::object& x, const std::optional<std::vector<size_t>>& rows, const py::object& out, const std::string& name,
-                 double timeout) const {
+  Call allgather(const py::object& x, const std::optional<std::vector<size_t>>& rows, const py::object& out,
+                 const std::string& name, double timeout) const {
     Operation o;
     o.kind = OpKind::AllGather;
     o.name = name;
     o.timeout = timeout;
     Array in = to_array(x, false, "allgather's input");
     std::vector<int64_t> shape = in.shape.empty() ? std::vector<int64_t>{1} : in.shape;  // scalars are gathered to a vector
-    const std::vector<size_t> all_rows = rows ? *rows : std::vector<size_t>(static_cast<size_t>(size()), static_cast<size_t>(shape[0]));
+    const std::vector<size_t> all_rows =
+        rows ? *rows : std::vector<size_t>(static_cast<size_t>(size()), static_cast<size_t>(shape[0]));
     if (static_cast<int>(all_rows.size()) != size())
-      throw InvalidArgument(format("allgather's rows: expected one number for each of %d ranks, got %zu", size(), all_rows.size()));
+      throw InvalidArgument(
+          format("allgather's rows: expected one number for each of %d ranks, got %zu", size(), all_rows.size()));
     o.parts = parts_of_rows(all_rows, row_elements(shape));
     shape[0] = 0;
     for (const size_t n : all_rows) shape[0] += static_cast<int64_t>(n);
@@ -196,7 +200,8 @@ struct PyCommunicator {
     o.root = dest;
     o.timeout = timeout;
     Array in = to_array(x, false, "send's array");
-    if (in.view.data == nullptr) in.view.data = &unused_;  // an empty array may have no address, but sending needs to be told from receiving
+    if (in.view.data == nullptr)
+      in.view.data = &unused_;  // an empty array may have no address, but sending needs to be told from receiving
     o.in = in.view;
     return {std::move(o), py::none(), {std::move(in.keep)}};
   }
@@ -230,8 +235,8 @@ struct PyCommunicator {
 
 // Defines `name` (blocking, returns the result) and `name`_async (returns a Handle) from one method that makes the Call.
 template <class... Args, class... Extra>
-void def_both(py::class_<PyCommunicator>& cls, const std::string& name, Call (PyCommunicator::*make)(Args...) const, const char* doc,
-              const Extra&... extra) {
+void def_both(py::class_<PyCommunicator>& cls, const std::string& name, Call (PyCommunicator::*make)(Args...) const,
+              const char* doc, const Extra&... extra) {
   cls.def(
       name.c_str(),
       [make](const PyCommunicator& self, Args... args) {
@@ -244,19 +249,18 @@ void def_both(py::class_<PyCommunicator>& cls, const std::string& name, Call (Py
       },
       doc, extra...);
   const std::string async_doc = "Start " + name + "; returns a Handle. The arrays belong to the operation until it is done.";
-  cls.def(
-      (name + "_async").c_str(),
-      [make](const PyCommunicator& self, Args... args) {
-        std::erase_if(unfinished(), [](const auto& entry) { return entry.first->done(); });
-        Call call = (self.*make)(args...);
-        auto request = self.native->start(std::move(call.operation));
-        return Handle(std::move(request), std::move(call));
-      },
-      async_doc.c_str(), extra...);
+  cls.def((name + "_async").c_str(),
+          [make](const PyCommunicator& self, Args... args) {
+            std::erase_if(unfinished(), [](const auto& entry) { return entry.first->done(); });
+            Call call = (self.*make)(args...);
+            auto request = self.native->start(std::move(call.operation));
+            return Handle(std::move(request), std::move(call));
+          },
+          async_doc.c_str(), extra...);
 }
 
-PyCommunicator open(int rank, int size, const std::string& rendezvous, int rendezvous_fd, const py::bytes& token_bytes, uint32_t epoch,
-                    double start_timeout) {
+PyCommunicator open(int rank, int size, const std::string& rendezvous, int rendezvous_fd, const py::bytes& token_bytes,
+                    uint32_t epoch, double start_timeout) {
   transport::Job job;
   const std::string_view token = token_bytes;
   if (token.size() != job.token.size())
@@ -286,43 +290,52 @@ void bind_comm(py::module_& m) {
       .def("done", &Handle::done, "True when wait() would not block.")
       .def("wait", &Handle::wait, "Block until the operation is done; return its result or raise its error.");
 
-  py::class_<PyCommunicator> cls(m, "Communicator",
-                                 "Ordered collectives among the ranks of a job: all ranks call the same operations in the same order.\n\n"
-                                 "Arrays: C-contiguous, on the CPU, of numpy, torch or any library with __dlpack__, dtype float32, float64,\n"
-                                 "float16, bfloat16, int8, int16, int32, int64, uint8 or bool. Results are arrays of the input's library.\n"
-                                 "16-bit sums accumulate in float32 and round once. Every rank gets the same bits.\n"
-                                 "Raises InvalidArgumentError before anything is changed; PeerLostError, MismatchError, TimeoutError,\n"
-                                 "CorruptFrameError end the communicator. timeout: seconds, 0 for ROUNDEL_TIMEOUT.");
-  cls.def_static("open", &open, "rank"_a, "size"_a, "rendezvous"_a = "", "rendezvous_fd"_a = -1, "token"_a = py::bytes(std::string(32, '\0')),
-                 "epoch"_a = 1, "start_timeout"_a = 0.0, "Meet the other ranks; blocks until all have come.")
+  py::class_<PyCommunicator> cls(
+      m, "Communicator",
+      "Ordered collectives among the ranks of a job: all ranks call the same operations in the same order.\n\n"
+      "Arrays: C-contiguous, on the CPU, of numpy, torch or any library with __dlpack__, dtype float32, float64,\n"
+      "float16, bfloat16, int8, int16, int32, int64, uint8 or bool. Results are arrays of the input's library.\n"
+      "16-bit sums accumulate in float32 and round once. Every rank gets the same bits.\n"
+      "Raises InvalidArgumentError before anything is changed; PeerLostError, MismatchError, TimeoutError,\n"
+      "CorruptFrameError end the communicator. timeout: seconds, 0 for ROUNDEL_TIMEOUT.");
+  cls.def_static("open", &open, "rank"_a, "size"_a, "rendezvous"_a = "", "rendezvous_fd"_a = -1,
+                 "token"_a = py::bytes(std::string(32, '\0')), "epoch"_a = 1, "start_timeout"_a = 0.0,
+                 "Meet the other ranks; blocks until all have come.")
       .def_property_readonly("rank", &PyCommunicator::rank)
       .def_property_readonly("size", &PyCommunicator::size)
       .def_property_readonly("epoch", [](const PyCommunicator& c) { return c.native->world().epoch; })
-      .def_property_readonly("hosts", [](const PyCommunicator& c) { return c.native->world().host; },
-                             "Host number of every rank, counted in order of first appearance.")
+      .def_property_readonly(
+          "hosts", [](const PyCommunicator& c) { return c.native->world().host; },
+          "Host number of every rank, counted in order of first appearance.")
       .def_property_readonly("transport", [](const PyCommunicator& c) { return std::string(c.native->name()); })
       .def("allocate", &PyCommunicator::allocate, "nbytes"_a,
-           "uint8 numpy array in memory that this host's ranks share, where there is any: all-reduce in place on it needs no staging.")
-      .def("shutdown", [](const PyCommunicator& c, double seconds) { c.native->leave(seconds); }, "seconds"_a = 5.0,
-           py::call_guard<py::gil_scoped_release>(), "Leave the job. Rank 0 waits up to `seconds` for the others to leave.");
+           "uint8 numpy array in memory that this host's ranks share, where there is any: all-reduce in place on it needs no "
+           "staging.")
+      .def(
+          "shutdown", [](const PyCommunicator& c, double seconds) { c.native->leave(seconds); }, "seconds"_a = 5.0,
+          py::call_guard<py::gil_scoped_release>(), "Leave the job. Rank 0 waits up to `seconds` for the others to leave.");
 
   const int sum = static_cast<int>(ReduceOp::Sum);
-  def_both(cls, "allreduce", &PyCommunicator::allreduce, "Reduce over ranks; every rank gets the result. `out` may be `x`.", "x"_a,
-           "op"_a = sum, "out"_a = py::none(), py::kw_only(), "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "", "timeout"_a = 0.0);
+  def_both(cls, "allreduce", &PyCommunicator::allreduce, "Reduce over ranks; every rank gets the result. `out` may be `x`.",
+           "x"_a, "op"_a = sum, "out"_a = py::none(), py::kw_only(), "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "",
+           "timeout"_a = 0.0);
   def_both(cls, "reduce_scatter", &PyCommunicator::reduce_scatter,
-           "Reduce over ranks and keep this rank's rows of dimension 0; the first n % size ranks get one row more.", "x"_a, "op"_a = sum,
-           "out"_a = py::none(), py::kw_only(), "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "", "timeout"_a = 0.0);
+           "Reduce over ranks and keep this rank's rows of dimension 0; the first n % size ranks get one row more.", "x"_a,
+           "op"_a = sum, "out"_a = py::none(), py::kw_only(), "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "",
+           "timeout"_a = 0.0);
   def_both(cls, "allgather", &PyCommunicator::allgather,
-           "Concatenate every rank's array along dimension 0. rows: how many each rank has, when they differ.", "x"_a, "rows"_a = py::none(),
-           "out"_a = py::none(), py::kw_only(), "name"_a = "", "timeout"_a = 0.0);
-  def_both(cls, "broadcast", &PyCommunicator::broadcast, "Overwrite `x` with root's, in place.", "x"_a, "root"_a = 0, py::kw_only(),
-           "name"_a = "", "timeout"_a = 0.0);
-  def_both(cls, "alltoall", &PyCommunicator::alltoall, "Part i of dimension 0 goes to rank i; part i of the result comes from rank i.", "x"_a,
-           "out"_a = py::none(), py::kw_only(), "name"_a = "", "timeout"_a = 0.0);
+           "Concatenate every rank's array along dimension 0. rows: how many each rank has, when they differ.", "x"_a,
+           "rows"_a = py::none(), "out"_a = py::none(), py::kw_only(), "name"_a = "", "timeout"_a = 0.0);
+  def_both(cls, "broadcast", &PyCommunicator::broadcast, "Overwrite `x` with root's, in place.", "x"_a, "root"_a = 0,
+           py::kw_only(), "name"_a = "", "timeout"_a = 0.0);
+  def_both(cls, "alltoall", &PyCommunicator::alltoall,
+           "Part i of dimension 0 goes to rank i; part i of the result comes from rank i.", "x"_a, "out"_a = py::none(),
+           py::kw_only(), "name"_a = "", "timeout"_a = 0.0);
   def_both(cls, "barrier", &PyCommunicator::barrier, "Wait for every rank.", py::kw_only(), "timeout"_a = 0.0);
-  def_both(cls, "send", &PyCommunicator::send, "Send `x` to a rank; sends and receives between two ranks meet in order.", "x"_a, "dest"_a,
-           py::kw_only(), "timeout"_a = 0.0);
-  def_both(cls, "recv", &PyCommunicator::recv, "Receive into `x`, in place.", "x"_a, "source"_a, py::kw_only(), "timeout"_a = 0.0);
+  def_both(cls, "send", &PyCommunicator::send, "Send `x` to a rank; sends and receives between two ranks meet in order.", "x"_a,
+           "dest"_a, py::kw_only(), "timeout"_a = 0.0);
+  def_both(cls, "recv", &PyCommunicator::recv, "Receive into `x`, in place.", "x"_a, "source"_a, py::kw_only(),
+           "timeout"_a = 0.0);
 }
 
 }  // namespace roundel::bind

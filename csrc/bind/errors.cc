@@ -10,13 +10,20 @@ namespace {
 
 const char* class_of(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::InvalidArgument: return "InvalidArgumentError";
-    case ErrorKind::PeerLost: return "PeerLostError";
-    case ErrorKind::Mismatch: return "MismatchError";
-    case ErrorKind::CorruptFrame: return "CorruptFrameError";
-    case ErrorKind::Timeout: return "TimeoutError";
-    case ErrorKind::Handshake: return "HandshakeError";
-    case ErrorKind::Generic: break;
+    case ErrorKind::InvalidArgument:
+      return "InvalidArgumentError";
+    case ErrorKind::PeerLost:
+      return "PeerLostError";
+    case ErrorKind::Mismatch:
+      return "MismatchError";
+    case ErrorKind::CorruptFrame:
+      return "CorruptFrameError";
+    case ErrorKind::Timeout:
+      return "TimeoutError";
+    case ErrorKind::Handshake:
+      return "HandshakeError";
+    case ErrorKind::Generic:
+      break;
   }
   return "RoundelError";
 }

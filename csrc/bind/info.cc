@@ -29,7 +29,8 @@ std::string nccl_status() {
   int version = 0;
   const auto get = library.symbol<int(int*)>("ncclGetVersion");
   if (get == nullptr || get(&version) != 0) return library.name() + " does not tell its version";
-  return library.name() + " " + std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+  return library.name() + " " + std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
 }
 
 py::dict info() {
@@ -46,11 +47,15 @@ py::dict info() {
 
 void bind_info(py::module_& m) {
   m.def("info", &info, "What was built and found, as text by topic.");
-  m.def("settings", [] {
-    py::list rows;
-    for (const env::Setting& setting : env::settings()) rows.append(py::make_tuple(setting.name, setting.fallback, setting.doc));
-    return rows;
-  }, "All settings: (name, default, doc).");
+  m.def(
+      "settings",
+      [] {
+        py::list rows;
+        for (const env::Setting& setting : env::settings())
+          rows.append(py::make_tuple(setting.name, setting.fallback, setting.doc));
+        return rows;
+      },
+      "All settings: (name, default, doc).");
   m.def("setting_bytes", &env::bytes, "The value of a setting that counts bytes.");
   m.def("in_forked_child", &in_forked_child, "True in a process that was forked from a rank.");
 }

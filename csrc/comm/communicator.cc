@@ -65,8 +65,7 @@ void Communicator::close() {
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
-    if (!failure_)
-      failure_ = std::make_exception_ptr(Error(format("rank %d: roundel was shut down", world_->rank)));
+    if (!failure_) failure_ = std::make_exception_ptr(Error(format("rank %d: roundel was shut down", world_->rank)));
   }
   ready_.notify_all();
   world_->bell().ring();
@@ -258,8 +257,8 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
     g_interrupt_check();
   }
   if (operation.deadline.passed())
-    throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank, operation.describe().c_str(),
-                         operation.timeout, join_ranks(needed()).c_str()));
+    throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank,
+                         operation.describe().c_str(), operation.timeout, join_ranks(needed()).c_str()));
 }
 
 // Ends everything with this error, after giving it the operation's name where it has none. Called by whoever holds executing_.
@@ -268,8 +267,9 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
     std::rethrow_exception(error);
   } catch (const PeerLost& e) {
     if (e.op.empty() && during != nullptr)
-      error = std::make_exception_ptr(PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks, e.epoch,
-                                               during->describe()));
+      error = std::make_exception_ptr(
+          PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks,
+                   e.epoch, during->describe()));
     if (!closing_) world_->monitor->report(e, e.ranks);
   } catch (const Error& e) {
     if (!closing_) world_->monitor->report(e, {});

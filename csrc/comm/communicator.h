@@ -1,8 +1,8 @@
 // Communicators: ordered collectives among all ranks of a world. All ranks call the same operations in the same order.
 //
-// Threads: any thread may call. A blocking call runs on its caller's thread when nothing is under way (no hand-off, about a microsecond);
-// otherwise, and for start(), the communicator's progress thread runs it in the order of arrival. Point-to-point transfers start at once
-// and run beside collectives. Whoever executes holds `executing_`; transports see one thread at a time.
+// Threads: any thread may call. A blocking call runs on its caller's thread when nothing is under way (no hand-off, about a
+// microsecond); otherwise, and for start(), the communicator's progress thread runs it in the order of arrival. Point-to-point
+// transfers start at once and run beside collectives. Whoever executes holds `executing_`; transports see one thread at a time.
 //
 // The first failure ends the communicator: it is reported to all ranks, and every pending and later call throws it.
 // InvalidArgument is not a failure: it is thrown before anything is changed.
@@ -39,7 +39,8 @@ class Request {
   std::condition_variable completed_;
 };
 
-// Called about ten times a second by threads that wait in run() or wait(); it may throw to end the wait (Ctrl-C). Set once, by bind/.
+// Called about ten times a second by threads that wait in run() or wait(); it may throw to end the wait (Ctrl-C). Set once, by
+// bind/.
 void set_interrupt_check(void (*check)());
 
 class Communicator {
@@ -58,7 +59,8 @@ class Communicator {
   // Ends pending operations with an error and stops the progress thread. Idempotent.
   void close();
 
-  // close(), says goodbye to the other ranks, and closes all connections. Rank 0 waits up to `seconds` for the others to leave too.
+  // close(), says goodbye to the other ranks, and closes all connections. Rank 0 waits up to `seconds` for the others to leave
+  // too.
   void leave(double seconds);
 
   virtual const char* name() const = 0;  // "shm", "shm+tcp", ...

@@ -12,15 +12,21 @@ namespace {
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9};
 constexpr plan::LinkCost kTcpCost = {20e-6, 1 / 1.2e9};
 constexpr plan::LinkCost kMixedCost = {20e-6, 1 / 5e9, 1 / 1.2e9};
-constexpr size_t kMaxChoices = 256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
+constexpr size_t kMaxChoices =
+    256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 
 plan::Collective collective_of(OpKind kind) {
   switch (kind) {
-    case OpKind::ReduceScatter: return plan::Collective::ReduceScatter;
-    case OpKind::AllGather: return plan::Collective::AllGather;
-    case OpKind::Broadcast: return plan::Collective::Broadcast;
-    case OpKind::AllToAll: return plan::Collective::AllToAll;
-    default: return plan::Collective::AllReduce;
+    case OpKind::ReduceScatter:
+      return plan::Collective::ReduceScatter;
+    case OpKind::AllGather:
+      return plan::Collective::AllGather;
+    case OpKind::Broadcast:
+      return plan::Collective::Broadcast;
+    case OpKind::AllToAll:
+      return plan::Collective::AllToAll;
+    default:
+      return plan::Collective::AllReduce;
   }
 }
 
@@ -34,12 +40,16 @@ void copy_in(View to, const View& from, double prescale) {
 }  // namespace
 
 NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
-    : Communicator(std::move(world)), forced_(env::text("ROUNDEL_ALGORITHM")), cost_(world_->all_local ? kRingCost : world_->memory != nullptr ? kMixedCost : kTcpCost) {
+    : Communicator(std::move(world)),
+      forced_(env::text("ROUNDEL_ALGORITHM")),
+      cost_(world_->all_local           ? kRingCost
+            : world_->memory != nullptr ? kMixedCost
+                                        : kTcpCost) {
   // Refuse an unknown name now rather than in the first operation.
-  plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host}, DType::Float32, cost_,
-               forced_);
-  executor_ = std::make_unique<plan::Executor>(*world_->transport,
-                                               [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); });
+  plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
+               DType::Float32, cost_, forced_);
+  executor_ = std::make_unique<plan::Executor>(
+      *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); });
 }
 
 const char* NativeCommunicator::name() const {
@@ -51,7 +61,8 @@ void NativeCommunicator::execute(const Operation& o) {
   current_ = &o;
   const plan::Collective collective = collective_of(o.kind);
   switch (o.kind) {
-    case OpKind::Barrier: return barrier(o);
+    case OpKind::Barrier:
+      return barrier(o);
     case OpKind::AllReduce:
       copy_in(o.out, o.in, o.prescale);
       return run_plan(o, collective, {}, o.out);
@@ -67,17 +78,21 @@ void NativeCommunicator::execute(const Operation& o) {
     case OpKind::Broadcast:
       if (world_->rank == o.root) copy_in(o.out, o.in, 1);
       return run_plan(o, collective, {}, o.out);
-    case OpKind::AllToAll: return run_plan(o, collective, o.in, o.out);
-    case OpKind::PointToPoint: ROUNDEL_CHECK(false);
+    case OpKind::AllToAll:
+      return run_plan(o, collective, o.in, o.out);
+    case OpKind::PointToPoint:
+      ROUNDEL_CHECK(false);
   }
 }
 
-NativeCommunicator::Choice NativeCommunicator::choose(plan::Collective collective, const plan::Shape& shape, DType dtype) const {
+NativeCommunicator::Choice NativeCommunicator::choose(plan::Collective collective, const plan::Shape& shape,
+                                                      DType dtype) const {
   const plan::Algorithm& algorithm = plan::select(collective, shape, dtype, cost_, forced_);
   return {algorithm.make(shape), static_cast<uint8_t>(&algorithm - plan::algorithms().data())};
 }
 
-const NativeCommunicator::Choice& NativeCommunicator::choose_cached(plan::Collective collective, const plan::Shape& shape, DType dtype) {
+const NativeCommunicator::Choice& NativeCommunicator::choose_cached(plan::Collective collective, const plan::Shape& shape,
+                                                                    DType dtype) {
   const ChoiceKey key{collective, dtype, shape.root, shape.parts.total()};
   const auto found = choices_.find(key);
   if (found != choices_.end()) return found->second;
@@ -100,7 +115,8 @@ void NativeCommunicator::run_plan(const Operation& o, plan::Collective collectiv
   transport::Tag tag{o.sequence, 0, o.signature};
   tag.signature.algorithm = choice.algorithm;
   const ReduceOp op = o.kernel_op();
-  const bool adds = (o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter) && (op == ReduceOp::Sum || op == ReduceOp::Product);
+  const bool adds =
+      (o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter) && (op == ReduceOp::Sum || op == ReduceOp::Product);
   if (!is_half(out.dtype) || plan.single_fold || !adds) {
     executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline);
     return world_->transport->retire(tag);

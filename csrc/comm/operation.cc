@@ -9,7 +9,8 @@ namespace roundel::comm {
 namespace {
 
 void expect_count(const char* what, size_t expected, size_t came, int rank, const char* kind) {
-  if (expected != came) throw InvalidArgument(format("rank %d: %s: expected %s of %zu elements, got %zu", rank, kind, what, expected, came));
+  if (expected != came)
+    throw InvalidArgument(format("rank %d: %s: expected %s of %zu elements, got %zu", rank, kind, what, expected, came));
 }
 
 }  // namespace
@@ -17,9 +18,12 @@ void expect_count(const char* what, size_t expected, size_t came, int rank, cons
 size_t Operation::count() const {
   switch (kind) {
     case OpKind::ReduceScatter:
-    case OpKind::AllGather: return parts.total();
-    case OpKind::PointToPoint: return sends() ? in.count : out.count;
-    default: return out.count;
+    case OpKind::AllGather:
+      return parts.total();
+    case OpKind::PointToPoint:
+      return sends() ? in.count : out.count;
+    default:
+      return out.count;
   }
 }
 
@@ -39,16 +43,20 @@ std::string Operation::describe() const {
 void validate(const Operation& o, int rank, int size) {
   const char* kind = name_of(o.kind);
   if (o.in.data != nullptr && o.out.data != nullptr && o.in.dtype != o.out.dtype)
-    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind, name_of(o.in.dtype),
-                                 name_of(o.out.dtype)));
-  if (o.root < 0 || o.root >= size) throw InvalidArgument(format("rank %d: %s: expected a rank from 0 to %d, got %d", rank, kind, size - 1, o.root));
+    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind,
+                                 name_of(o.in.dtype), name_of(o.out.dtype)));
+  if (o.root < 0 || o.root >= size)
+    throw InvalidArgument(format("rank %d: %s: expected a rank from 0 to %d, got %d", rank, kind, size - 1, o.root));
   const bool reduces = o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter;
   if (reduces && o.out.dtype == DType::Bool && o.op == ReduceOp::Average)
-    throw InvalidArgument(format("rank %d: %s: bool has no average; use sum (or), max (or), min (and) or product (and)", rank, kind));
+    throw InvalidArgument(
+        format("rank %d: %s: bool has no average; use sum (or), max (or), min (and) or product (and)", rank, kind));
   const bool overlap = o.in.data != o.out.data && o.in.at(0) < o.out.at(o.out.count) && o.out.at(0) < o.in.at(o.in.count);
   switch (o.kind) {
     case OpKind::AllReduce:
-    case OpKind::Broadcast: expect_count("an output", o.in.count, o.out.count, rank, kind); break;
+    case OpKind::Broadcast:
+      expect_count("an output", o.in.count, o.out.count, rank, kind);
+      break;
     case OpKind::ReduceScatter:
       expect_count("an input", o.parts.total(), o.in.count, rank, kind);
       expect_count("an output", o.parts.count(rank), o.out.count, rank, kind);
@@ -60,22 +68,26 @@ void validate(const Operation& o, int rank, int size) {
     case OpKind::AllToAll:
       expect_count("an output", o.in.count, o.out.count, rank, kind);
       if (o.in.count % static_cast<size_t>(size) != 0)
-        throw InvalidArgument(format("rank %d: %s: expected a count divisible by %d ranks, got %zu elements", rank, kind, size, o.in.count));
+        throw InvalidArgument(
+            format("rank %d: %s: expected a count divisible by %d ranks, got %zu elements", rank, kind, size, o.in.count));
       if (o.in.data == o.out.data && o.in.count > 0)
         throw InvalidArgument(format("rank %d: %s: expected an output apart from the input", rank, kind));
       break;
     case OpKind::PointToPoint:
       if (o.root == rank) throw InvalidArgument(format("rank %d: %s: expected another rank, got this one", rank, kind));
       break;
-    case OpKind::Barrier: break;
+    case OpKind::Barrier:
+      break;
   }
-  const bool may_contain = o.kind == OpKind::AllGather || o.kind == OpKind::ReduceScatter;  // a part of the whole is checked below
+  const bool may_contain =
+      o.kind == OpKind::AllGather || o.kind == OpKind::ReduceScatter;  // a part of the whole is checked below
   if (overlap && !may_contain)
     throw InvalidArgument(format("rank %d: %s: input and output overlap without being the same", rank, kind));
   if (overlap && o.kind == OpKind::ReduceScatter)
     throw InvalidArgument(format("rank %d: %s: expected an output apart from the input", rank, kind));
   if (overlap && o.kind == OpKind::AllGather && o.in.data != o.out.at(o.parts.begin(rank)))
-    throw InvalidArgument(format("rank %d: %s: expected an input apart from the output, or at its place inside it", rank, kind));
+    throw InvalidArgument(
+        format("rank %d: %s: expected an input apart from the output, or at its place inside it", rank, kind));
 }
 
 Signature sign(const Operation& o) {

@@ -35,10 +35,10 @@ struct Operation {
   Deadline deadline = Deadline::after(0);
 
   bool sends() const { return kind == OpKind::PointToPoint && in.data != nullptr; }
-  size_t count() const;                       // the elements that all ranks agree on
-  kernels::Finish finish(int size) const;     // average and postscale, done in the completing pass
+  size_t count() const;                    // the elements that all ranks agree on
+  kernels::Finish finish(int size) const;  // average and postscale, done in the completing pass
   ReduceOp kernel_op() const { return op == ReduceOp::Average ? ReduceOp::Sum : op; }
-  std::string describe() const;               // "all-reduce 'fc.weight' (operation 17)"
+  std::string describe() const;  // "all-reduce 'fc.weight' (operation 17)"
 };
 
 // Checks counts, parts, root and op against `size` and `rank`; throws InvalidArgument saying what was expected and what came.

@@ -8,14 +8,15 @@
 namespace roundel::comm {
 namespace {
 
-constexpr size_t kSlots = 4;                 // operations between the fastest and the slowest rank: receivers do not wait for each other
-constexpr size_t kInline = 96;               // the first 32 bytes share a cache line with the flag
-constexpr size_t kOneShot = 32u << 10;       // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
-constexpr size_t kArenaFrom = 2u << 10;      // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
-constexpr size_t kCell = 128u << 10;         // kDepth cells and results of a rank are 1 MB: a usual L2
-constexpr size_t kDepth = 4;                 // cells between the fastest and the slowest rank
-constexpr size_t kTile = 32u << 10;          // a tile and its sum stay in L1/L2 while the sum is copied to N places
-constexpr size_t kAlign = 64;                // slices start on cache lines, so that no two ranks write one
+constexpr size_t kSlots = 4;    // operations between the fastest and the slowest rank: receivers do not wait for each other
+constexpr size_t kInline = 96;  // the first 32 bytes share a cache line with the flag
+constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
+constexpr size_t kArenaFrom =
+    2u << 10;                         // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
+constexpr size_t kCell = 128u << 10;  // kDepth cells and results of a rank are 1 MB: a usual L2
+constexpr size_t kDepth = 4;          // cells between the fastest and the slowest rank
+constexpr size_t kTile = 32u << 10;   // a tile and its sum stay in L1/L2 while the sum is copied to N places
+constexpr size_t kAlign = 64;         // slices start on cache lines, so that no two ranks write one
 
 }  // namespace
 
@@ -125,9 +126,9 @@ const ShmLine& ShmCommunicator::meet(const Operation& o, int peer) {
   await(o, peer, [&] { return line.sequence.load(std::memory_order_acquire) >= o.sequence; });
   entered_[static_cast<size_t>(peer)] = o.sequence;
   if (line.signature != o.signature)
-    throw Mismatch(format("[shm] rank %d called %s where rank %d called %s (operation %llu)", world_->rank, o.signature.describe().c_str(),
-                          memory_.ranks()[static_cast<size_t>(peer)], line.signature.describe().c_str(),
-                          static_cast<unsigned long long>(o.sequence)));
+    throw Mismatch(format("[shm] rank %d called %s where rank %d called %s (operation %llu)", world_->rank,
+                          o.signature.describe().c_str(), memory_.ranks()[static_cast<size_t>(peer)],
+                          line.signature.describe().c_str(), static_cast<unsigned long long>(o.sequence)));
   return line;
 }
 
@@ -136,7 +137,8 @@ void ShmCommunicator::meet_all(const Operation& o) {
     if (r != rank_) meet(o, r);
 }
 
-// Receivers need root only. Root needs nobody's data, but were it to go on alone, two ranks that both think to be root would both succeed.
+// Receivers need root only. Root needs nobody's data, but were it to go on alone, two ranks that both think to be root would
+// both succeed.
 void ShmCommunicator::meet_for_broadcast(const Operation& o) {
   if (rank_ == o.root)
     meet_all(o);
@@ -169,11 +171,16 @@ void ShmCommunicator::execute(const Operation& o) {
       return reduce_through_cells(scaled);
     }
     case OpKind::ReduceScatter:
-    case OpKind::AllToAll: meet_all(o); return scatter_through_cells(o);
-    case OpKind::AllGather: meet_all(o); return gather_through_cells(o);
+    case OpKind::AllToAll:
+      meet_all(o);
+      return scatter_through_cells(o);
+    case OpKind::AllGather:
+      meet_all(o);
+      return gather_through_cells(o);
     case OpKind::Broadcast:
       return broadcast_through_cells(o);
-    default: ROUNDEL_CHECK(false);
+    default:
+      ROUNDEL_CHECK(false);
   }
 }
 
@@ -213,14 +220,17 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
     case OpKind::AllToAll: {
       const size_t each = bytes / static_cast<size_t>(size_);
       for (int r = 0; r < size_; ++r)
-        copy_bytes(static_cast<std::byte*>(o.out.data) + static_cast<size_t>(r) * each, data_of(r) + static_cast<size_t>(rank_) * each, each);
+        copy_bytes(static_cast<std::byte*>(o.out.data) + static_cast<size_t>(r) * each,
+                   data_of(r) + static_cast<size_t>(rank_) * each, each);
       return;
     }
-    default: return;  // a barrier is over when all have come
+    default:
+      return;  // a barrier is over when all have come
   }
 }
 
-// copies[r] is rank r's buffer. This rank sums its slice of all of them into its own, then writes the sum to the others, tile by tile.
+// copies[r] is rank r's buffer. This rank sums its slice of all of them into its own, then writes the sum to the others, tile
+// by tile.
 void ShmCommunicator::reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies) {
   const size_t element = size_of(o.out.dtype);
   const plan::Place slice = slice_of(o.out.count, element, rank_, size_);
@@ -262,11 +272,12 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
   const auto stage = [&](uint64_t c) {
     const uint64_t id = base + c;
     if (id >= kDepth)
-      each_peer([&](int r) { await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); }); });
+      each_peer(
+          [&](int r) { await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); }); });
     each_peer([&](int r) {
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin), slice.count,
-                  o.prescale);
+      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
+                  slice.count, o.prescale);
     });
     advance(mine.staged, id + 1);
     ring_peers();
@@ -298,7 +309,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, [&] { return reached(theirs.consumed, id + 1); });
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element, slice.count * element);
+      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
+                 slice.count * element);
     });
     advance(mine.gathered, id + 1);
     ring_peers();
@@ -311,7 +323,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
   }
 }
 
-// Reduce-scatter and all-to-all: a cell holds one piece for every rank; each takes its own pieces, summed or one beside the other.
+// Reduce-scatter and all-to-all: a cell holds one piece for every rank; each takes its own pieces, summed or one beside the
+// other.
 void ShmCommunicator::scatter_through_cells(const Operation& o) {
   const size_t element = size_of(o.out.dtype);
   const plan::Parts parts = o.kind == OpKind::AllToAll ? plan::Parts::even(o.in.count, size_) : o.parts;
@@ -330,11 +343,12 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
   const auto stage = [&](uint64_t c) {
     const uint64_t id = base + c;
     for (int r = 0; r < size_; ++r) {
-      if (r != rank_ && id >= kDepth) await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
+      if (r != rank_ && id >= kDepth)
+        await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
     }
     for (int r = 0; r < size_; ++r)
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece), length(r, c),
-                  o.prescale);
+      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
+                  length(r, c), o.prescale);
     advance(mine.staged, id + 1);
     ring_peers();
   };
@@ -350,7 +364,8 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
     if (o.kind == OpKind::ReduceScatter) {
       kernels::reduce(o.kernel_op(), o.out.dtype, o.out.at(c * piece), inputs, count, o.finish(size_));
     } else {
-      for (int r = 0; r < size_; ++r) copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
+      for (int r = 0; r < size_; ++r)
+        copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
     }
     advance(mine.consumed, id + 1);
     ring_peers();
@@ -380,7 +395,8 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
     if (c < chunks) {
       const uint64_t id = base + c;
       for (int r = 0; r < size_; ++r)
-        if (r != rank_ && id >= kDepth) await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
+        if (r != rank_ && id >= kDepth)
+          await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
       copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
       advance(mine.staged, id + 1);
       ring_peers();
@@ -423,7 +439,8 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   for (uint64_t c = 0; c < chunks; ++c) {
     const uint64_t id = base + c;
     for (int r = 0; r < size_; ++r)
-      if (r != rank_ && id >= kDepth) await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
+      if (r != rank_ && id >= kDepth)
+        await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
     copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
     ring_peers();

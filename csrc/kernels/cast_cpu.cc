@@ -11,7 +11,9 @@ namespace {
 
 struct Same {
   template <class T>
-  HOST_DEVICE T operator()(T x) const { return x; }
+  HOST_DEVICE T operator()(T x) const {
+    return x;
+  }
 };
 
 template <class Lanes>

@@ -72,9 +72,8 @@ struct alignas(16) Pack {
 
 // The first packs * kPack elements in packs, the others one by one.
 template <class To, class From>
-__global__ void __launch_bounds__(kThreads)
-    scale_cast(typename To::Storage* out, const typename From::Storage* in, size_t count, size_t packs,
-               typename From::Scalar factor) {
+__global__ void __launch_bounds__(kThreads) scale_cast(typename To::Storage* out, const typename From::Storage* in,
+                                                       size_t count, size_t packs, typename From::Scalar factor) {
   const size_t first = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
   const size_t threads = static_cast<size_t>(gridDim.x) * blockDim.x;
   auto* packed_out = reinterpret_cast<Pack<typename To::Storage>*>(out);
@@ -118,10 +117,14 @@ void launch(void* out, const void* in, size_t count, double scale, cudaStream_t 
 template <class To>
 void launch_to(void* out, DType from, const void* in, size_t count, double factor, cudaStream_t stream) {
   switch (from) {
-    case DType::Float32: return launch<To, Float32>(out, in, count, factor, stream);
-    case DType::Float64: return launch<To, Float64>(out, in, count, factor, stream);
-    case DType::Float16: return launch<To, Float16>(out, in, count, factor, stream);
-    default: return launch<To, BFloat16>(out, in, count, factor, stream);
+    case DType::Float32:
+      return launch<To, Float32>(out, in, count, factor, stream);
+    case DType::Float64:
+      return launch<To, Float64>(out, in, count, factor, stream);
+    case DType::Float16:
+      return launch<To, Float16>(out, in, count, factor, stream);
+    default:
+      return launch<To, BFloat16>(out, in, count, factor, stream);
   }
 }
 
@@ -147,10 +150,14 @@ void cuda_scale_cast(DType to, void* out, DType from, const void* in, size_t cou
   if (count == 0) return;
   auto* queue = static_cast<cudaStream_t>(stream);
   switch (to) {
-    case DType::Float32: return launch_to<Float32>(out, from, in, count, factor, queue);
-    case DType::Float64: return launch_to<Float64>(out, from, in, count, factor, queue);
-    case DType::Float16: return launch_to<Float16>(out, from, in, count, factor, queue);
-    default: return launch_to<BFloat16>(out, from, in, count, factor, queue);
+    case DType::Float32:
+      return launch_to<Float32>(out, from, in, count, factor, queue);
+    case DType::Float64:
+      return launch_to<Float64>(out, from, in, count, factor, queue);
+    case DType::Float16:
+      return launch_to<Float16>(out, from, in, count, factor, queue);
+    default:
+      return launch_to<BFloat16>(out, from, in, count, factor, queue);
   }
 }
 

@@ -3,7 +3,9 @@
 
 namespace roundel::kernels {
 
-namespace portable { extern const Table table; }
+namespace portable {
+extern const Table table;
+}
 
 std::vector<const Table*> tables() { return {&portable::table}; }
 

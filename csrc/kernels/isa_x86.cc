@@ -3,9 +3,15 @@
 
 namespace roundel::kernels {
 
-namespace portable { extern const Table table; }
-namespace avx2 { extern const Table table; }
-namespace avx512 { extern const Table table; }
+namespace portable {
+extern const Table table;
+}
+namespace avx2 {
+extern const Table table;
+}
+namespace avx512 {
+extern const Table table;
+}
 
 std::vector<const Table*> tables() {
   __builtin_cpu_init();  // this may run before main

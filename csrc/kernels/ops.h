@@ -28,23 +28,31 @@ struct Arithmetic<T, true> {
 
 struct Sum {
   template <class T>
-  HOST_DEVICE T operator()(T a, T b) const { return Arithmetic<T>::add(a, b); }
+  HOST_DEVICE T operator()(T a, T b) const {
+    return Arithmetic<T>::add(a, b);
+  }
 };
 
 struct Product {
   template <class T>
-  HOST_DEVICE T operator()(T a, T b) const { return Arithmetic<T>::multiply(a, b); }
+  HOST_DEVICE T operator()(T a, T b) const {
+    return Arithmetic<T>::multiply(a, b);
+  }
 };
 
 // Written so that for floats it is the processor's min or max instruction, and a blend where the first is a NaN.
 struct Min {
   template <class T>
-  HOST_DEVICE T operator()(T a, T b) const { return a != a ? a : a < b ? a : b; }
+  HOST_DEVICE T operator()(T a, T b) const {
+    return a != a ? a : a < b ? a : b;
+  }
 };
 
 struct Max {
   template <class T>
-  HOST_DEVICE T operator()(T a, T b) const { return a != a ? a : a > b ? a : b; }
+  HOST_DEVICE T operator()(T a, T b) const {
+    return a != a ? a : a > b ? a : b;
+  }
 };
 
 // bool, one byte each: any value but 0 is true, and the result is 0 or 1.
@@ -60,9 +68,13 @@ struct And {
 template <class Op>
 struct Fold {
   template <class T>
-  HOST_DEVICE T operator()(T a) const { return a; }
+  HOST_DEVICE T operator()(T a) const {
+    return a;
+  }
   template <class T, class... Rest>
-  HOST_DEVICE T operator()(T a, T b, Rest... rest) const { return (*this)(Op{}(a, b), rest...); }
+  HOST_DEVICE T operator()(T a, T b, Rest... rest) const {
+    return (*this)(Op{}(a, b), rest...);
+  }
 };
 
 // (x1 + ... + xn) * factor; with one operand the scaling alone. Scalar is the type that the arithmetic is done in.
@@ -70,7 +82,9 @@ template <class Scalar>
 struct ScaledSum {
   Scalar factor;
   template <class... T>
-  HOST_DEVICE auto operator()(T... x) const { return Fold<Sum>{}(x...) * factor; }
+  HOST_DEVICE auto operator()(T... x) const {
+    return Fold<Sum>{}(x...) * factor;
+  }
 };
 
 // Toward zero, to the nearest value that T has; NaN gives 0. Comparing first keeps the conversion defined, and so its bits.

@@ -79,16 +79,26 @@ void reduce_integer(void* out, const void* const* in, size_t n, size_t count, co
 template <class Op>
 void reduce_as(DType dtype, void* out, const void* const* in, size_t n, size_t count, const Finish& finish) {
   switch (dtype) {
-    case DType::Float32: return reduce_floating<Plain<float>, Op>(out, in, n, count, finish);
-    case DType::Float64: return reduce_floating<Plain<double>, Op>(out, in, n, count, finish);
-    case DType::Float16: return reduce_floating<Float16, Op>(out, in, n, count, finish);
-    case DType::BFloat16: return reduce_floating<BFloat16, Op>(out, in, n, count, finish);
-    case DType::Int8: return reduce_integer<int8_t, Op>(out, in, n, count, finish);
-    case DType::Int16: return reduce_integer<int16_t, Op>(out, in, n, count, finish);
-    case DType::Int32: return reduce_integer<int32_t, Op>(out, in, n, count, finish);
-    case DType::Int64: return reduce_integer<int64_t, Op>(out, in, n, count, finish);
-    case DType::UInt8: return reduce_integer<uint8_t, Op>(out, in, n, count, finish);
-    case DType::Bool: return;  // below
+    case DType::Float32:
+      return reduce_floating<Plain<float>, Op>(out, in, n, count, finish);
+    case DType::Float64:
+      return reduce_floating<Plain<double>, Op>(out, in, n, count, finish);
+    case DType::Float16:
+      return reduce_floating<Float16, Op>(out, in, n, count, finish);
+    case DType::BFloat16:
+      return reduce_floating<BFloat16, Op>(out, in, n, count, finish);
+    case DType::Int8:
+      return reduce_integer<int8_t, Op>(out, in, n, count, finish);
+    case DType::Int16:
+      return reduce_integer<int16_t, Op>(out, in, n, count, finish);
+    case DType::Int32:
+      return reduce_integer<int32_t, Op>(out, in, n, count, finish);
+    case DType::Int64:
+      return reduce_integer<int64_t, Op>(out, in, n, count, finish);
+    case DType::UInt8:
+      return reduce_integer<uint8_t, Op>(out, in, n, count, finish);
+    case DType::Bool:
+      return;  // below
   }
 }
 
@@ -102,11 +112,16 @@ void reduce_bool(ReduceOp op, void* out, const void* const* in, size_t n, size_t
 void reduce(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n, size_t count, const Finish& finish) {
   if (dtype == DType::Bool) return reduce_bool(op, out, in, n, count);
   switch (op) {
-    case ReduceOp::Sum: return reduce_as<Sum>(dtype, out, in, n, count, finish);
-    case ReduceOp::Min: return reduce_as<Min>(dtype, out, in, n, count, finish);
-    case ReduceOp::Max: return reduce_as<Max>(dtype, out, in, n, count, finish);
-    case ReduceOp::Product: return reduce_as<Product>(dtype, out, in, n, count, finish);
-    case ReduceOp::Average: return;  // refused by dispatch.cc
+    case ReduceOp::Sum:
+      return reduce_as<Sum>(dtype, out, in, n, count, finish);
+    case ReduceOp::Min:
+      return reduce_as<Min>(dtype, out, in, n, count, finish);
+    case ReduceOp::Max:
+      return reduce_as<Max>(dtype, out, in, n, count, finish);
+    case ReduceOp::Product:
+      return reduce_as<Product>(dtype, out, in, n, count, finish);
+    case ReduceOp::Average:
+      return;  // refused by dispatch.cc
   }
 }
 

@@ -72,7 +72,8 @@ void Executor::start_round(Job& job, Lane& lane) {
     switch (step.action) {
       case Action::Send:
         lane.pending.push_back(
-            {transport_.send(step.peer, job.message(s, lane.piece), {static_cast<const std::byte*>(view.data), view.bytes()}), s});
+            {transport_.send(step.peer, job.message(s, lane.piece), {static_cast<const std::byte*>(view.data), view.bytes()}),
+             s});
         break;
       case Action::Recv:
         lane.pending.push_back(

@@ -1,6 +1,7 @@
-// Runs one rank's plan over a transport: pieces of every range flow through the rounds independently, kWindow of them at a time, so that
-// sending, receiving and reducing overlap. Memory: the plan's scratch, kept for reuse, and a piece for each RecvReduce under way.
-// When run() throws, receives into freed memory may be posted still: abandon the transport before it is polled again.
+// Runs one rank's plan over a transport: pieces of every range flow through the rounds independently, kWindow of them at a
+// time, so that sending, receiving and reducing overlap. Memory: the plan's scratch, kept for reuse, and a piece for each
+// RecvReduce under way. When run() throws, receives into freed memory may be posted still: abandon the transport before it is
+// polled again.
 #pragma once
 
 #include <functional>
@@ -20,9 +21,10 @@ class Executor {
   Executor(transport::Transport& transport, std::function<void()> look_around)
       : transport_(transport), look_around_(std::move(look_around)) {}
 
-  // `in` and `out` as plan.h says for the collective; `in` may be empty unless it is an AllToAll. Blocks until this rank's part is done:
-  // everything it sends has left, everything it receives has come. `tag.index` is the executor's.
-  void run(const Plan& plan, const transport::Tag& tag, View in, View out, ReduceOp op, kernels::Finish finish, Deadline deadline);
+  // `in` and `out` as plan.h says for the collective; `in` may be empty unless it is an AllToAll. Blocks until this rank's part
+  // is done: everything it sends has left, everything it receives has come. `tag.index` is the executor's.
+  void run(const Plan& plan, const transport::Tag& tag, View in, View out, ReduceOp op, kernels::Finish finish,
+           Deadline deadline);
 
  private:
   struct Lane;

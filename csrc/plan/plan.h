@@ -103,7 +103,7 @@ const std::vector<Algorithm>& algorithms();
 // nullptr where there is none of that name for that collective.
 const Algorithm* find_algorithm(Collective collective, const std::string& name);
 
-// Cheapest algorithm by  rounds * latency + bytes * (time per byte) + bytes leaving the busiest host * (time per such byte)  for
+// Cheapest algorithm by  rounds * latency + bytes * (time per byte) + bytes leaving the busiest host * (time per such byte) for
 // the transport in use; the last term only where hosts have several ranks, whose link they share. `forced` (ROUNDEL_ALGORITHM)
 // wins when it exists for this collective; a name that no collective knows is InvalidArgument. 16-bit types count twice their
 // bytes where the plan is not single_fold. Between equal costs the earlier row of the table wins. Pure: every rank must come to

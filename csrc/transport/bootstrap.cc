@@ -103,7 +103,8 @@ std::string missing_text(const Job& job, const std::map<int, Fd>& arrived) {
 
 Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline deadline) {
   Rendezvous result;
-  const Fd listener = job.rendezvous_fd >= 0 ? Fd(::fcntl(job.rendezvous_fd, F_DUPFD_CLOEXEC, 0)) : listen_on(resolve(job.rendezvous));
+  const Fd listener =
+      job.rendezvous_fd >= 0 ? Fd(::fcntl(job.rendezvous_fd, F_DUPFD_CLOEXEC, 0)) : listen_on(resolve(job.rendezvous));
   if (!listener) throw system_error("the rendezvous descriptor from the launcher", errno);
   ::fcntl(listener.get(), F_SETFL, ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
   std::vector<int> others;
@@ -147,7 +148,8 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
   std::vector<Card> cards(static_cast<size_t>(job.size));
   try {
     send_all(control.get(), &card, sizeof card, deadline);
-    recv_all(control.get(), &verdict, sizeof verdict, Deadline::after(deadline.seconds_left() + 5));  // rank 0 judges at the deadline
+    recv_all(control.get(), &verdict, sizeof verdict,
+             Deadline::after(deadline.seconds_left() + 5));  // rank 0 judges at the deadline
     if (verdict.outcome == Verdict::Accepted) recv_all(control.get(), cards.data(), cards.size() * sizeof(Card), deadline);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank 0 did not send the table of ranks within %g s", job.rank, job.start_timeout));

@@ -16,8 +16,8 @@ struct Job {
   int rank = 0;
   int size = 1;
   uint32_t epoch = 1;
-  std::string rendezvous;   // "host:port" of rank 0
-  int rendezvous_fd = -1;   // rank 0: a listening socket inherited from the launcher, which stays the launcher's
+  std::string rendezvous;  // "host:port" of rank 0
+  int rendezvous_fd = -1;  // rank 0: a listening socket inherited from the launcher, which stays the launcher's
   double start_timeout = 60;
 };
 
@@ -32,8 +32,8 @@ struct Rendezvous {
   Fd data_listener;            // what peers[rank].address says
 };
 
-// Throws Timeout naming the ranks that did not arrive (on every rank that did), HandshakeError, or Error when ranks were started with
-// different versions or settings.
+// Throws Timeout naming the ranks that did not arrive (on every rank that did), HandshakeError, or Error when ranks were
+// started with different versions or settings.
 Rendezvous meet(const Job& job, const Identity& identity, Deadline deadline);
 
 }  // namespace roundel::transport

@@ -1,8 +1,8 @@
 // Doorbells: how a sleeping rank is woken by whoever has changed what it waits for.
 //
-// Invariant (Dekker): a waiter announces its sleep, fences, then looks again; a ringer changes the flag, fences, then looks whether
-// somebody sleeps. One of the two always sees the other. One sleeper per doorbell; anybody may ring.
-// Cost of ring() to a rank that is awake: a fence and a load.
+// Invariant (Dekker): a waiter announces its sleep, fences, then looks again; a ringer changes the flag, fences, then looks
+// whether somebody sleeps. One of the two always sees the other. One sleeper per doorbell; anybody may ring. Cost of ring() to
+// a rank that is awake: a fence and a load.
 #pragma once
 
 #include <atomic>
@@ -49,7 +49,8 @@ class Doorbell {
   Fd event_;
 };
 
-// How long to spin before sleeping: not at all when there are more ranks than cores, since then the spinner keeps its peer from running.
+// How long to spin before sleeping: not at all when there are more ranks than cores, since then the spinner keeps its peer from
+// running.
 class Backoff {
  public:
   explicit Backoff(double spin_seconds) : spin_(spin_seconds) {}

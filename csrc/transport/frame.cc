@@ -26,11 +26,16 @@ FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, ConstBytes p
 
 void validate(const FrameHeader& header, int expected_source) {
   const char* wrong = nullptr;
-  if (header.magic != kFrameMagic) wrong = "its magic number is wrong";
-  else if (header.header_crc != crc_of(header)) wrong = "its header's checksum does not match";
-  else if (header.version != kFrameVersion) wrong = "it has another protocol version";
-  else if (header.source != static_cast<uint32_t>(expected_source)) wrong = "it names another sender";
-  else if (header.length > kMaxPayload) wrong = "its length is above the limit";
+  if (header.magic != kFrameMagic)
+    wrong = "its magic number is wrong";
+  else if (header.header_crc != crc_of(header))
+    wrong = "its header's checksum does not match";
+  else if (header.version != kFrameVersion)
+    wrong = "it has another protocol version";
+  else if (header.source != static_cast<uint32_t>(expected_source))
+    wrong = "it names another sender";
+  else if (header.length > kMaxPayload)
+    wrong = "its length is above the limit";
   if (wrong != nullptr) throw CorruptFrame(format("a frame from rank %d was refused: %s", expected_source, wrong));
 }
 

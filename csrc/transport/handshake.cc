@@ -134,7 +134,12 @@ Digest derive(const Token& token, const char* purpose) {
 }  // namespace
 
 Identity::Identity(const Token& token, int rank, int size, uint32_t epoch)
-    : rank(rank), size(size), epoch(epoch), job(), server_key(derive(token, "roundel server")), client_key(derive(token, "roundel client")) {
+    : rank(rank),
+      size(size),
+      epoch(epoch),
+      job(),
+      server_key(derive(token, "roundel server")),
+      client_key(derive(token, "roundel client")) {
   const Digest id = derive(token, "roundel job");
   std::copy_n(id.begin(), job.size(), job.begin());
 }
@@ -175,7 +180,8 @@ Address resolve(const std::string& host_and_port) {
 Address local_address(int fd) {
   Address address;
   address.length = sizeof address.storage;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0) throw system_error("getsockname", errno);
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0)
+    throw system_error("getsockname", errno);
   address.text = text_of(address.storage, address.length);
   return address;
 }
@@ -235,7 +241,8 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
   while (!fd) {
     const int error = errno;
     if (deadline.passed())
-      throw Timeout(format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
+      throw Timeout(
+          format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
     ::poll(nullptr, 0, deadline.milliseconds_left(20));
     fd = try_connect(address, deadline);
   }
@@ -256,9 +263,10 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));
   } catch (const Error&) {
-    throw HandshakeError(format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
-                                "number of ranks or epoch, or two processes claim rank %d",
-                                self.rank, peer, address.text.c_str(), self.rank));
+    throw HandshakeError(
+        format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
+               "number of ranks or epoch, or two processes claim rank %d",
+               self.rank, peer, address.text.c_str(), self.rank));
   }
   if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
     throw HandshakeError(format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
@@ -267,7 +275,8 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
   return fd;
 }
 
-std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, Deadline deadline) {
+std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
+                             Deadline deadline) {
   std::map<int, Fd> admitted;
   std::list<Stranger> strangers;
   while (admitted.size() < expected.size() && !deadline.passed()) {
@@ -277,8 +286,8 @@ std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, con
     size_t at = 1;
     for (auto it = strangers.begin(); it != strangers.end(); ++at) {
       const auto fate = entries[at].revents != 0 ? it->advance(self, role)
-                        : it->deadline.passed() ? Stranger::Fate::Dropped
-                                                : Stranger::Fate::Pending;
+                        : it->deadline.passed()  ? Stranger::Fate::Dropped
+                                                 : Stranger::Fate::Pending;
       if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end())
         admitted.try_emplace(it->hello.from, std::move(it->fd));
       it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);

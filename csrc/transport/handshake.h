@@ -5,8 +5,8 @@
 //                                           <- nonce, HMAC(server key, hello + nonce)
 //   checks it; HMAC(client key, all above)  -> checks it
 //
-// Both keys derive from the 32-byte job token; nonces are fresh, so nothing can be replayed; the keys differ by direction, so nothing can
-// be reflected. An acceptor reads at most 128 bytes, for at most 5 seconds, from at most 64 strangers at a time.
+// Both keys derive from the 32-byte job token; nonces are fresh, so nothing can be replayed; the keys differ by direction, so
+// nothing can be reflected. An acceptor reads at most 128 bytes, for at most 5 seconds, from at most 64 strangers at a time.
 #pragma once
 
 #include <sys/socket.h>
@@ -59,7 +59,8 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
 
 // Accepts and authenticates until every rank of `expected` is there or the deadline passes; returns who came.
 // Strangers, other jobs and other epochs are dropped without an answer.
-std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, Deadline deadline);
+std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
+                             Deadline deadline);
 
 // Whole-buffer transfers with a deadline on a connection that is set up already; throw Timeout, or PeerGone's text as Error.
 void send_all(int fd, const void* data, size_t bytes, Deadline deadline);

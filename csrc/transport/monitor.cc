@@ -81,7 +81,8 @@ void Monitor::read_control(int rank, Fd& fd) {
   ControlMessage message;
   try {
     recv_all(fd.get(), &message, sizeof message, Deadline::after(kSendSeconds));
-    if (message.magic != ControlMessage::kMagic || message.epoch != identity_.epoch || message.rank_count > ControlMessage::kMaxRanks)
+    if (message.magic != ControlMessage::kMagic || message.epoch != identity_.epoch ||
+        message.rank_count > ControlMessage::kMaxRanks)
       throw Error("garbage on a control connection");
   } catch (const Error&) {
     {
@@ -111,7 +112,8 @@ void Monitor::read_watch(Watch& watch, bool process_ended) {
     watch.connection.reset();
     watch.process.reset();
   }
-  lost(watch.rank, process_ended ? "ended without shutdown (killed, crashed or exited)" : "closed its connection without shutdown");
+  lost(watch.rank,
+       process_ended ? "ended without shutdown (killed, crashed or exited)" : "closed its connection without shutdown");
 }
 
 void Monitor::lost(int rank, const char* how) {
@@ -172,11 +174,16 @@ void Monitor::raise_trouble(const std::string& during) const {
   const std::lock_guard lock(mutex_);
   const std::string text = format("rank %d: %s (noticed during %s)", identity_.rank, trouble_.text.c_str(), during.c_str());
   switch (trouble_.kind) {
-    case ErrorKind::PeerLost: throw PeerLost(text, trouble_.ranks, identity_.epoch, during);
-    case ErrorKind::Mismatch: throw Mismatch(text);
-    case ErrorKind::CorruptFrame: throw CorruptFrame(text);
-    case ErrorKind::Timeout: throw Timeout(text);
-    default: throw Error(text);
+    case ErrorKind::PeerLost:
+      throw PeerLost(text, trouble_.ranks, identity_.epoch, during);
+    case ErrorKind::Mismatch:
+      throw Mismatch(text);
+    case ErrorKind::CorruptFrame:
+      throw CorruptFrame(text);
+    case ErrorKind::Timeout:
+      throw Timeout(text);
+    default:
+      throw Error(text);
   }
 }
 
@@ -188,8 +195,8 @@ void Monitor::raise_if_left(const std::vector<int>& needed, const std::string& d
       if (left_[static_cast<size_t>(rank)]) gone.push_back(rank);
   }
   if (gone.empty()) return;
-  throw PeerLost(format("rank %d: rank %s left the job (shutdown) while %s still needed it", identity_.rank, join_ranks(gone).c_str(),
-                        during.c_str()),
+  throw PeerLost(format("rank %d: rank %s left the job (shutdown) while %s still needed it", identity_.rank,
+                        join_ranks(gone).c_str(), during.c_str()),
                  gone, identity_.epoch, during);
 }
 

@@ -1,8 +1,8 @@
 // The failure detector: one thread per rank that never needs the GIL, and the one place that knows who is alive.
 //
-// It watches the processes of this host (a pidfd each, and a unix connection for where there is none) and the control connections: a star
-// around rank 0, which passes on what any rank reports. Whatever it notices first is the job's trouble: every wait of every rank ends
-// with it. A rank that leaves in order says so; only operations that still need it fail.
+// It watches the processes of this host (a pidfd each, and a unix connection for where there is none) and the control
+// connections: a star around rank 0, which passes on what any rank reports. Whatever it notices first is the job's trouble:
+// every wait of every rank ends with it. A rank that leaves in order says so; only operations that still need it fail.
 #pragma once
 
 #include <atomic>
@@ -29,8 +29,8 @@ struct ControlMessage;
 
 class Monitor {
  public:
-  // `controls`: on rank 0 a connection to every other rank, elsewhere one to rank 0. `wake` is called from the monitor's thread after
-  // every change.
+  // `controls`: on rank 0 a connection to every other rank, elsewhere one to rank 0. `wake` is called from the monitor's thread
+  // after every change.
   Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake);
   ~Monitor();
 

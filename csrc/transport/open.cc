@@ -26,7 +26,8 @@ Mode mode_from_environment() {
 void check_job(const Job& job) {
   if (job.size < 1 || job.rank < 0 || job.rank >= job.size)
     throw InvalidArgument(format("expected a rank from 0 to size - 1, got rank %d of size %d", job.rank, job.size));
-  if (job.size > 1 && job.rendezvous.empty()) throw InvalidArgument("a job of several ranks needs a rendezvous address, got none");
+  if (job.size > 1 && job.rendezvous.empty())
+    throw InvalidArgument("a job of several ranks needs a rendezvous address, got none");
 }
 
 std::map<int, std::unique_ptr<Channel>> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
@@ -34,7 +35,8 @@ std::map<int, std::unique_ptr<Channel>> open_sockets(const World& world, const I
   std::map<int, Address> lower;
   std::vector<int> higher;
   for (int r = 0; r < world.size; ++r) {
-    const bool shared = world.memory != nullptr && world.host[static_cast<size_t>(r)] == world.host[static_cast<size_t>(world.rank)];
+    const bool shared =
+        world.memory != nullptr && world.host[static_cast<size_t>(r)] == world.host[static_cast<size_t>(world.rank)];
     if (r == world.rank || shared) continue;
     if (r < world.rank)
       lower[r] = met.peers[static_cast<size_t>(r)].address;
@@ -82,16 +84,20 @@ std::unique_ptr<World> open_world(const Job& job) {
   }
 
   std::vector<std::unique_ptr<Channel>> channels(static_cast<size_t>(job.size));
-  for (auto& [rank, channel] : open_sockets(*world, identity, met, deadline)) channels[static_cast<size_t>(rank)] = std::move(channel);
+  for (auto& [rank, channel] : open_sockets(*world, identity, met, deadline))
+    channels[static_cast<size_t>(rank)] = std::move(channel);
   if (world->memory != nullptr)
     for (int i = 0; i < world->memory->size(); ++i)
       if (i != world->memory->index())
         channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])] = world->memory->channel(i);
   world->transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world->bell(), world->spin);
-  world->monitor =
-      std::make_unique<Monitor>(identity, std::move(met.controls), std::move(watches), [bell = &world->bell()] { bell->ring(); });
-  log::info(format("%d ranks on %d hosts, %zu here, %s", job.size, *std::max_element(world->host.begin(), world->host.end()) + 1,
-                   world->local.size(), world->all_local ? "shared memory" : world->memory != nullptr ? "shared memory and tcp" : "tcp"));
+  world->monitor = std::make_unique<Monitor>(identity, std::move(met.controls), std::move(watches),
+                                             [bell = &world->bell()] { bell->ring(); });
+  log::info(format("%d ranks on %d hosts, %zu here, %s", job.size,
+                   *std::max_element(world->host.begin(), world->host.end()) + 1, world->local.size(),
+                   world->all_local           ? "shared memory"
+                   : world->memory != nullptr ? "shared memory and tcp"
+                                              : "tcp"));
   return world;
 }
 

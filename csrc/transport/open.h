@@ -15,10 +15,10 @@ struct World {
   int rank = 0;
   int size = 1;
   uint32_t epoch = 1;
-  std::vector<int> host;        // host[r], numbered in order of first appearance
-  std::vector<int> local;       // global ranks on this host, ascending
-  bool all_local = true;        // every pair talks through shared memory
-  double spin = 0;              // seconds, see Backoff
+  std::vector<int> host;   // host[r], numbered in order of first appearance
+  std::vector<int> local;  // global ranks on this host, ascending
+  bool all_local = true;   // every pair talks through shared memory
+  double spin = 0;         // seconds, see Backoff
   std::vector<std::string> addresses;
 
   // Destroyed in reverse order: the monitor's thread first of all.
@@ -31,7 +31,8 @@ struct World {
   Doorbell& bell() { return memory != nullptr ? memory->bell() : *private_bell; }
 };
 
-// Meets all ranks and opens shared memory and sockets to them. Blocks until all are there; throws Timeout, HandshakeError, Error.
+// Meets all ranks and opens shared memory and sockets to them. Blocks until all are there; throws Timeout, HandshakeError,
+// Error.
 std::unique_ptr<World> open_world(const Job& job);
 
 }  // namespace roundel::transport

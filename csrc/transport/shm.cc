@@ -44,7 +44,9 @@ struct Ring {
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 size_t rings_offset() { return kPage + kCollectiveBytes; }
-size_t arena_offset(int local_size) { return round_up(rings_offset() + sizeof(Ring) * static_cast<size_t>(local_size), kHugePage); }
+size_t arena_offset(int local_size) {
+  return round_up(rings_offset() + sizeof(Ring) * static_cast<size_t>(local_size), kHugePage);
+}
 
 size_t arena_bytes() {
   if (!env::text("ROUNDEL_ARENA_BYTES").empty()) return round_up(env::bytes("ROUNDEL_ARENA_BYTES"), kPage);
@@ -57,8 +59,10 @@ size_t arena_bytes() {
 Fd make_segment(const Identity& identity, int local_size, size_t total) {
   Fd fd(::memfd_create("roundel", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) throw system_error("memfd_create", errno);
-  if (::ftruncate(fd.get(), static_cast<off_t>(total)) != 0) throw system_error(format("size shared memory to %zu bytes", total), errno);
-  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) throw system_error("seal shared memory", errno);
+  if (::ftruncate(fd.get(), static_cast<off_t>(total)) != 0)
+    throw system_error(format("size shared memory to %zu bytes", total), errno);
+  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    throw system_error("seal shared memory", errno);
   const Mapping page(fd.get(), kPage);
   auto* header = reinterpret_cast<SegmentHeader*>(page.data());
   header->epoch = identity.epoch;
@@ -105,7 +109,8 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
       std::memcpy(both, CMSG_DATA(rights), sizeof both);
       return {Fd(both[0]), Fd(both[1])};
     }
-    if (got >= 0 || (errno != EAGAIN && errno != EINTR)) throw Error("a peer closed the connection before it shared its memory");
+    if (got >= 0 || (errno != EAGAIN && errno != EINTR))
+      throw Error("a peer closed the connection before it shared its memory");
     if (deadline.passed()) throw Timeout("timed out while waiting for a peer's shared memory");
     ::usleep(200);
   }
@@ -117,7 +122,8 @@ Fd check_peer(int socket, int rank) {
   socklen_t length = sizeof peer;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) throw system_error("SO_PEERCRED", errno);
   if (peer.uid != ::geteuid())
-    throw HandshakeError(format("rank %d runs as user %u, this process as %u: they cannot share memory", rank, peer.uid, ::geteuid()));
+    throw HandshakeError(
+        format("rank %d runs as user %u, this process as %u: they cannot share memory", rank, peer.uid, ::geteuid()));
   return peer.pid > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0))) : Fd();
 }
 
@@ -132,9 +138,12 @@ class RingChannel final : public Channel {
     uint64_t room = kRingBytes - used, head = start;
     for (const iovec& part : parts) {
       const size_t take = std::min<size_t>(part.iov_len, room);
-      copy(head, take, [&](std::byte* ring, size_t at, size_t n) {
-        std::memcpy(ring, static_cast<const std::byte*>(part.iov_base) + at, n);
-      }, out_);
+      copy(
+          head, take,
+          [&](std::byte* ring, size_t at, size_t n) {
+            std::memcpy(ring, static_cast<const std::byte*>(part.iov_base) + at, n);
+          },
+          out_);
       head += take;
       room -= take;
     }
@@ -150,7 +159,9 @@ class RingChannel final : public Channel {
     if (ready == 0) return 0;
     if (ready > kRingBytes) throw CorruptFrame("a shared-memory ring's counters are inconsistent");
     const size_t take = std::min<size_t>(bytes, ready);
-    copy(tail, take, [&](const std::byte* ring, size_t at, size_t n) { std::memcpy(static_cast<std::byte*>(data) + at, ring, n); }, in_);
+    copy(
+        tail, take,
+        [&](const std::byte* ring, size_t at, size_t n) { std::memcpy(static_cast<std::byte*>(data) + at, ring, n); }, in_);
     in_->tail.store(tail + take, std::memory_order_release);
     bell_->ring();
     return take;
@@ -185,7 +196,8 @@ std::byte* Arena::allocate(size_t bytes) {
     at = round_up(offset + length, align);
   }
   if (at + want > bytes_)
-    throw Error(format("the shared-memory arena of %zu bytes has no room for %zu more; raise ROUNDEL_ARENA_BYTES", bytes_, bytes));
+    throw Error(
+        format("the shared-memory arena of %zu bytes has no room for %zu more; raise ROUNDEL_ARENA_BYTES", bytes_, bytes));
   used_[at] = want;
   return base_ + at;
 }
@@ -220,14 +232,16 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
   const Fd listener = listen_on(unix_address(identity, identity.rank));
   std::map<int, Fd> connections;
   for (int i = 0; i < index_; ++i)
-    connections[ranks[static_cast<size_t>(i)]] =
-        connect_to(unix_address(identity, ranks[static_cast<size_t>(i)]), identity, ranks[static_cast<size_t>(i)], Role::Memory, deadline);
+    connections[ranks[static_cast<size_t>(i)]] = connect_to(unix_address(identity, ranks[static_cast<size_t>(i)]), identity,
+                                                            ranks[static_cast<size_t>(i)], Role::Memory, deadline);
   const std::vector<int> higher(ranks.begin() + index_ + 1, ranks.end());
-  for (auto& [rank, fd] : accept_all(listener.get(), identity, Role::Memory, higher, deadline)) connections[rank] = std::move(fd);
+  for (auto& [rank, fd] : accept_all(listener.get(), identity, Role::Memory, higher, deadline))
+    connections[rank] = std::move(fd);
   std::vector<int> missing;
   for (const int rank : higher)
     if (!connections.contains(rank)) missing.push_back(rank);
-  if (!missing.empty()) throw Timeout(format("rank %d: no shared memory from rank %s in time", identity.rank, join_ranks(missing).c_str()));
+  if (!missing.empty())
+    throw Timeout(format("rank %d: no shared memory from rank %s in time", identity.rank, join_ranks(missing).c_str()));
 
   for (auto& [rank, fd] : connections) {
     Fd process = check_peer(fd.get(), rank);
@@ -261,7 +275,9 @@ void SharedMemory::adopt(int index, Fd memory, Fd event) {
 
 std::byte* SharedMemory::collectives(int index) const { return segments_[static_cast<size_t>(index)].data() + kPage; }
 
-std::byte* SharedMemory::arena_base(int index) const { return segments_[static_cast<size_t>(index)].data() + arena_offset(size()); }
+std::byte* SharedMemory::arena_base(int index) const {
+  return segments_[static_cast<size_t>(index)].data() + arena_offset(size());
+}
 
 std::unique_ptr<Channel> SharedMemory::channel(int index) {
   const auto ring = [&](int owner, int to) {

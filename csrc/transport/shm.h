@@ -2,8 +2,8 @@
 //
 //   [header, doorbell][collectives: flag lines and cells, laid out by comm/shm][rings: one per peer, from this rank][arena]
 //
-// The memfd is sparse: what is never touched costs address space only. It has no name in any file system, so nothing can be left behind
-// and the size of /dev/shm does not matter; it is sealed against shrinking, so a peer cannot make us fault.
+// The memfd is sparse: what is never touched costs address space only. It has no name in any file system, so nothing can be
+// left behind and the size of /dev/shm does not matter; it is sealed against shrinking, so a peer cannot make us fault.
 #pragma once
 
 #include <map>

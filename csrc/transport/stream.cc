@@ -58,7 +58,8 @@ StreamTransport::StreamTransport(const Identity& identity, std::vector<std::uniq
     connected_.push_back(&peer);
     if (peer.channel->descriptor() < 0) continue;
     epoll_event event{EPOLLIN, {.ptr = &peer}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, peer.channel->descriptor(), &event) != 0) throw system_error("epoll_ctl", errno);
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, peer.channel->descriptor(), &event) != 0)
+      throw system_error("epoll_ctl", errno);
   }
 }
 
@@ -115,7 +116,8 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   }
   std::vector<std::byte>& message = found->second.bytes;
   if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, found->second.signature);
-  if (peer.reading() && peer.fate == Peer::Fate::Early && peer.key == key) {  // half of it is here: the rest goes straight to its place
+  if (peer.reading() && peer.fate == Peer::Fate::Early &&
+      peer.key == key) {  // half of it is here: the rest goes straight to its place
     std::copy_n(message.begin(), peer.got - kHeader, bytes.begin());
     peer.fate = Peer::Fate::Posted;
     peer.into = bytes;
@@ -207,7 +209,8 @@ void StreamTransport::finish_payload(Peer& peer) {
   peer.got = 0;
 }
 
-// Reads frames until the channel is empty. A complete header that must wait stays in peer.header with got == kHeader and no payload begun.
+// Reads frames until the channel is empty. A complete header that must wait stays in peer.header with got == kHeader and no
+// payload begun.
 bool StreamTransport::pump(Peer& peer) {
   bool moved = false;
   for (;;) {
@@ -264,7 +267,8 @@ void StreamTransport::sleep(Deadline deadline) {
     epoll_event events[16];
     const int ready = ::epoll_wait(epoll_.get(), events, 16, deadline.milliseconds_left(100));
     for (int i = 0; i < ready; ++i)
-      if (auto* peer = static_cast<Peer*>(events[i].data.ptr); peer != nullptr && !peer->closed && peer->wants_read) pump(*peer);
+      if (auto* peer = static_cast<Peer*>(events[i].data.ptr); peer != nullptr && !peer->closed && peer->wants_read)
+        pump(*peer);
   }
   bell_->awake();
   backoff_.reset();

@@ -1,8 +1,8 @@
-// Messages over byte streams: frames, matching by tag, checksums, back-pressure. Works over any mix of channels, so that a job whose
-// ranks share hosts in part needs nothing else.
+// Messages over byte streams: frames, matching by tag, checksums, back-pressure. Works over any mix of channels, so that a job
+// whose ranks share hosts in part needs nothing else.
 //
-// A message whose receive is already posted goes straight to its destination. One that comes early is kept, up to kMaxEarly bytes per
-// peer; then that peer's channel is left unread until the operation it is ahead of has caught up.
+// A message whose receive is already posted goes straight to its destination. One that comes early is kept, up to kMaxEarly
+// bytes per peer; then that peer's channel is left unread until the operation it is ahead of has caught up.
 #pragma once
 
 #include <array>
@@ -22,7 +22,8 @@ namespace roundel::transport {
 class StreamTransport final : public Transport {
  public:
   // channels[r] leads to rank r; null for this rank itself.
-  StreamTransport(const Identity& identity, std::vector<std::unique_ptr<Channel>> channels, Doorbell* bell, double spin_seconds);
+  StreamTransport(const Identity& identity, std::vector<std::unique_ptr<Channel>> channels, Doorbell* bell,
+                  double spin_seconds);
   ~StreamTransport() override;
 
   Ticket send(int peer, const Tag& tag, ConstBytes bytes) override;
@@ -73,9 +74,9 @@ class StreamTransport final : public Transport {
   Fd epoll_;
   bool crc_;
   bool abandoned_ = false;
-  uint64_t retired_ = 0;                            // the last complete collective
+  uint64_t retired_ = 0;                           // the last complete collective
   std::array<Signature, kRemembered> remembered_;  // what the last ones were, by sequence modulo kRemembered, for error texts
-  std::vector<std::pair<uint32_t, bool>> slots_;  // generation, done
+  std::vector<std::pair<uint32_t, bool>> slots_;   // generation, done
   std::vector<uint32_t> free_slots_;
 };
 

@@ -9,7 +9,8 @@
 namespace roundel::transport {
 namespace {
 
-// Buffer sizes are left to the kernel: it tunes them up to several megabytes, and setting them would end that at net.core.*mem_max.
+// Buffer sizes are left to the kernel: it tunes them up to several megabytes, and setting them would end that at
+// net.core.*mem_max.
 class TcpChannel final : public Channel {
  public:
   explicit TcpChannel(Fd fd) : fd_(std::move(fd)) {}
@@ -54,7 +55,8 @@ std::map<int, std::unique_ptr<Channel>> open_tcp(const Identity& identity, int l
   std::vector<int> missing;
   for (const int rank : higher)
     if (!channels.contains(rank)) missing.push_back(rank);
-  if (!missing.empty()) throw Timeout(format("rank %d: no connection from rank %s in time", identity.rank, join_ranks(missing).c_str()));
+  if (!missing.empty())
+    throw Timeout(format("rank %d: no connection from rank %s in time", identity.rank, join_ranks(missing).c_str()));
   return channels;
 }
 

@@ -10,7 +10,8 @@
 
 namespace roundel::transport {
 
-// Connects to `lower` ranks at their addresses and accepts the `higher` ones on `listen_fd`. Throws Timeout naming who is missing.
+// Connects to `lower` ranks at their addresses and accepts the `higher` ones on `listen_fd`. Throws Timeout naming who is
+// missing.
 std::map<int, std::unique_ptr<Channel>> open_tcp(const Identity& identity, int listen_fd, const std::map<int, Address>& lower,
                                                  const std::vector<int>& higher, Deadline deadline);
 

@@ -1,5 +1,6 @@
-// Moves messages between this rank and its peers. All methods are called by one thread at a time (the one that executes an operation).
-// A lost peer makes every pending and later call that needs it throw PeerLost; a message is received whole or not at all.
+// Moves messages between this rank and its peers. All methods are called by one thread at a time (the one that executes an
+// operation). A lost peer makes every pending and later call that needs it throw PeerLost; a message is received whole or not
+// at all.
 #pragma once
 
 #include <vector>
@@ -28,8 +29,8 @@ class Transport {
   virtual bool poll() = 0;
   // Sleeps until something can be moved, the doorbell rings, or the deadline; at most 100 ms.
   virtual void sleep(Deadline deadline) = 0;
-  // The collective with this tag is complete here: a message of it, or of one before it, that nobody claimed or that comes later means
-  // that its sender called something else; it throws Mismatch.
+  // The collective with this tag is complete here: a message of it, or of one before it, that nobody claimed or that comes
+  // later means that its sender called something else; it throws Mismatch.
   virtual void retire(const Tag& tag) = 0;
   // Ranks that pending tickets wait for, for error texts.
   virtual std::vector<int> waiting_for() const = 0;

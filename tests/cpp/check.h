@@ -43,25 +43,25 @@ void check_equal(const A& a, const B& b, const char* text, const char* file, int
 
 }  // namespace roundel::test
 
-#define TEST(name)                                                       \
-  static void test_##name();                                             \
+#define TEST(name)                                                            \
+  static void test_##name();                                                  \
   static const ::roundel::test::Register register_##name(#name, test_##name); \
   static void test_##name()
 
-#define CHECK(condition) \
-  do {                   \
+#define CHECK(condition)                                                     \
+  do {                                                                       \
     if (!(condition)) ::roundel::test::fail(__FILE__, __LINE__, #condition); \
   } while (0)
 
 #define CHECK_EQ(a, b) ::roundel::test::check_equal((a), (b), #a " == " #b, __FILE__, __LINE__)
 
-#define CHECK_THROWS(expression, Type)                                              \
-  do {                                                                              \
-    bool thrown = false;                                                            \
-    try {                                                                           \
-      (void)(expression);                                                           \
-    } catch (const Type&) {                                                         \
-      thrown = true;                                                                \
-    }                                                                               \
+#define CHECK_THROWS(expression, Type)                                                      \
+  do {                                                                                      \
+    bool thrown = false;                                                                    \
+    try {                                                                                   \
+      (void)(expression);                                                                   \
+    } catch (const Type&) {                                                                 \
+      thrown = true;                                                                        \
+    }                                                                                       \
     if (!thrown) ::roundel::test::fail(__FILE__, __LINE__, #expression " threw no " #Type); \
   } while (0)

@@ -60,10 +60,13 @@ void check_bits(DType from, DType to, size_t count, size_t offset, double factor
   }
   const DeviceBuffer device_in(in.size() + 1), device_out(got.size() + 1);
   must(cudaMemcpy(device_in.get(), in.data(), in.size(), cudaMemcpyHostToDevice));
-  kernels::cuda_scale_cast(to, device_out.get(), from, static_cast<std::byte*>(device_in.get()) + offset * size_of(from), count, factor, nullptr);
+  kernels::cuda_scale_cast(to, device_out.get(), from, static_cast<std::byte*>(device_in.get()) + offset * size_of(from), count,
+                           factor, nullptr);
   must(cudaMemcpy(got.data(), device_out.get(), got.size(), cudaMemcpyDeviceToHost));
   if (std::memcmp(got.data(), expected.data(), got.size()) != 0)
-    test::fail(__FILE__, __LINE__, format("%s to %s, %zu elements from %zu, times %g: bits differ from the CPU's", name_of(from), name_of(to), count, offset, factor));
+    test::fail(__FILE__, __LINE__,
+               format("%s to %s, %zu elements from %zu, times %g: bits differ from the CPU's", name_of(from), name_of(to),
+                      count, offset, factor));
 }
 
 template <class Launch>
@@ -94,9 +97,12 @@ void write_timings(const char* path, const char* device) {
   for (size_t count = 1u << 12; count <= 1u << 28; count <<= 4) {
     const DeviceBuffer in(count * 4), out(count * 4);
     must(cudaMemset(in.get(), 0, count * 4));
-    const double cast = best_seconds([&] { kernels::cuda_scale_cast(DType::Float16, out.get(), DType::Float32, in.get(), count, 0.5, nullptr); });
+    const double cast = best_seconds(
+        [&] { kernels::cuda_scale_cast(DType::Float16, out.get(), DType::Float32, in.get(), count, 0.5, nullptr); });
     const double copy = best_seconds([&] { must(cudaMemcpyAsync(out.get(), in.get(), count * 3, cudaMemcpyDeviceToDevice)); });
-    std::fprintf(file, "%s\n  {\"count\": %zu, \"bytes_moved\": %zu, \"time_us\": %.3f, \"GBs\": %.1f, \"copy_time_us\": %.3f, \"percent_of_copy\": %.1f}",
+    std::fprintf(file,
+                 "%s\n  {\"count\": %zu, \"bytes_moved\": %zu, \"time_us\": %.3f, \"GBs\": %.1f, \"copy_time_us\": %.3f, "
+                 "\"percent_of_copy\": %.1f}",
                  separator, count, count * 6, cast * 1e6, count * 6 / cast * 1e-9, copy * 1e6, 100 * copy / cast);
     separator = ",";
   }

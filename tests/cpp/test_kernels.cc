@@ -79,20 +79,29 @@ void set_floating(DType dtype, void* data, size_t i, double x) {
 
 int64_t get_integer(DType dtype, const void* data, size_t i) {
   switch (dtype) {
-    case DType::Int8: return load<int8_t>(data, i);
-    case DType::Int16: return load<int16_t>(data, i);
-    case DType::Int32: return load<int32_t>(data, i);
-    case DType::Int64: return load<int64_t>(data, i);
-    default: return load<uint8_t>(data, i);
+    case DType::Int8:
+      return load<int8_t>(data, i);
+    case DType::Int16:
+      return load<int16_t>(data, i);
+    case DType::Int32:
+      return load<int32_t>(data, i);
+    case DType::Int64:
+      return load<int64_t>(data, i);
+    default:
+      return load<uint8_t>(data, i);
   }
 }
 
 void set_integer(DType dtype, void* data, size_t i, uint64_t x) {  // wraps around
   switch (size_of(dtype)) {
-    case 1: return store<uint8_t>(data, i, x);
-    case 2: return store<uint16_t>(data, i, x);
-    case 4: return store<uint32_t>(data, i, x);
-    default: return store<uint64_t>(data, i, x);
+    case 1:
+      return store<uint8_t>(data, i, x);
+    case 2:
+      return store<uint16_t>(data, i, x);
+    case 4:
+      return store<uint32_t>(data, i, x);
+    default:
+      return store<uint64_t>(data, i, x);
   }
 }
 
@@ -125,9 +134,12 @@ Buffer random_buffer(DType dtype, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const uint64_t bits = random_bits();
     const double ordinary = std::ldexp(static_cast<double>(static_cast<int64_t>(bits)), -62) * 3;
-    if (dtype == DType::Bool) set_integer(dtype, buffer.data(), i, bits % 3);
-    else if (!is_floating(dtype)) set_integer(dtype, buffer.data(), i, bits);
-    else set_floating(dtype, buffer.data(), i, bits % 61 == 0 ? special[bits / 61 % 8] : ordinary);
+    if (dtype == DType::Bool)
+      set_integer(dtype, buffer.data(), i, bits % 3);
+    else if (!is_floating(dtype))
+      set_integer(dtype, buffer.data(), i, bits);
+    else
+      set_floating(dtype, buffer.data(), i, bits % 61 == 0 ? special[bits / 61 % 8] : ordinary);
   }
   return buffer;
 }
@@ -165,9 +177,12 @@ void reference_element(ReduceOp op, DType dtype, void* out, const std::vector<co
   for (size_t k = 1; k < in.size(); ++k) {
     const int64_t y = get_integer(dtype, in[k], i);
     const auto a = static_cast<uint64_t>(x), b = static_cast<uint64_t>(y);
-    if (dtype == DType::Bool) x = op == ReduceOp::Sum || op == ReduceOp::Max ? (x || y) : (x && y);
-    else if (op == ReduceOp::Sum || op == ReduceOp::Product) set_integer(dtype, &x, 0, op == ReduceOp::Sum ? a + b : a * b);
-    else x = op == ReduceOp::Min ? std::min(x, y) : std::max(x, y);
+    if (dtype == DType::Bool)
+      x = op == ReduceOp::Sum || op == ReduceOp::Max ? (x || y) : (x && y);
+    else if (op == ReduceOp::Sum || op == ReduceOp::Product)
+      set_integer(dtype, &x, 0, op == ReduceOp::Sum ? a + b : a * b);
+    else
+      x = op == ReduceOp::Min ? std::min(x, y) : std::max(x, y);
     x = get_integer(dtype, &x, 0);
   }
   set_integer(dtype, out, i, static_cast<uint64_t>(dtype == DType::Bool ? x : finished(dtype, x, finish)));
@@ -187,8 +202,9 @@ bool same(DType dtype, const Buffer& a, const Buffer& b, size_t count) {
 void check_same(const Table& table, ReduceOp op, DType dtype, size_t n, size_t count, Finish finish, int alias, bool equal) {
   const auto divisor = static_cast<long long>(finish.divisor);
   if (!equal)
-    test::fail(__FILE__, __LINE__, format("%s: %s of %zu x %zu %s, scale %g, divisor %lld, out is input %d", table.isa,
-                                          name_of(op), n, count, name_of(dtype), finish.scale, divisor, alias));
+    test::fail(__FILE__, __LINE__,
+               format("%s: %s of %zu x %zu %s, scale %g, divisor %lld, out is input %d", table.isa, name_of(op), n, count,
+                      name_of(dtype), finish.scale, divisor, alias));
 }
 
 void check_reduce(DType dtype, ReduceOp op, size_t n, size_t count, Finish finish) {

@@ -1,6 +1,7 @@
 """Tests that take `comm` run on every rank of a team: cases x transport x size.
 
-A module lists where its cases run as TEAMS = [(transport, size), ...]; without it they run over every transport at sizes 1 to 4.
+A module lists where its cases run as TEAMS = [(transport, size), ...]; without it they run over every transport at sizes
+1 to 4.
 A test marked `ends_communicator` breaks its job on purpose; the team is started anew after it.
 Arguments other than `comm` must be JSON values.
 """

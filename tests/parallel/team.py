@@ -1,8 +1,8 @@
 """Teams: N rank processes that run test functions one after another, under a watchdog.
 
-The parent talks to each rank over its stdin and stdout, a line of JSON each way. A rank that does not answer in time has the stacks of
-all its threads dumped, then the whole team is killed: a hang is a failure with a reason, never a hang. Ranks end when their stdin ends,
-so nothing outlives the tests.
+The parent talks to each rank over its stdin and stdout, a line of JSON each way. A rank that does not answer in time has the
+stacks of all its threads dumped, then the whole team is killed: a hang is a failure with a reason, never a hang. Ranks end when
+their stdin ends, so nothing outlives the tests.
 """
 
 from __future__ import annotations

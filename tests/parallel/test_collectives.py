@@ -61,7 +61,7 @@ def test_allreduce_scales_before_and_after(comm, dtype):
 
 
 def test_16_bit_sums_round_once(comm):
-    # 2048 + 1 is 2048 in float16: rounding at every hop would lose every one; one rounding of the float32 sum keeps them in pairs.
+    # 2048 + 1 is 2048 in float16: rounding at every hop would lose every one; one rounding of the sum keeps them in pairs.
     x = np.full(30_000, 2048 if comm.rank == 0 else 1, dtype=np.float16)
     expected = np.float16(np.float32(2048 + comm.size - 1))
     assert_equal_bits(comm.allreduce(x), np.full(30_000, expected, dtype=np.float16))

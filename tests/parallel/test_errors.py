@@ -1,4 +1,4 @@
-"""What goes wrong between living ranks: every rank gets the same kind of error, which names ranks and operations, and nothing hangs."""
+"""What goes wrong between living ranks: all get the same kind of error, which names ranks and operations; nothing hangs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from reference import ranks_data
-
 import roundel
+from reference import ranks_data
 from roundel import MismatchError, PeerLostError, ReduceOp
 
 TEAMS = [("shm", 2), ("shm", 3), ("tcp", 3), ("ring", 2), ("hosts", 4)]

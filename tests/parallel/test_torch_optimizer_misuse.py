@@ -1,4 +1,4 @@
-"""DistributedOptimizer when something goes wrong: no rank waits, no half-reduced gradient is used, and the text says what to do."""
+"""DistributedOptimizer when something goes wrong: no rank waits, no half of a step is used, and the text says what to do."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_zero_grad_between_backward_and_step_is_an_error(comm, warm_up):
     train(model, optimizer, [batch(comm.rank, step) for step in range(warm_up)])
     loss_of(model, batch(comm.rank, warm_up)).backward()
     for arguments in ({}, {"set_to_none": False}):
-        with pytest.raises(roundel.RoundelError, match="zero_grad.. between backward.. and step"):
+        with pytest.raises(roundel.RoundelError, match=r"zero_grad\(\) between backward\(\) and step"):
             optimizer.zero_grad(**arguments)
     if warm_up:
         return optimizer.synchronize()
@@ -144,7 +144,7 @@ def test_step_in_skip_synchronize_without_synchronize_is_an_error(comm):
         optimizer.zero_grad()
         loss_of(model, batch(comm.rank, step)).backward()
         before = model[0].weight.detach().clone()
-        with pytest.raises(roundel.RoundelError, match="call synchronize.. first"), optimizer.skip_synchronize():
+        with pytest.raises(roundel.RoundelError, match=r"call synchronize\(\) first"), optimizer.skip_synchronize():
             optimizer.step()
         assert torch.equal(model[0].weight, before)
         optimizer.step()
@@ -196,7 +196,9 @@ def test_changing_gradients_while_they_are_reduced_is_an_error(comm, change, siz
             loss_of(model, batch(comm.rank, 7)).backward()
             before = model[4].weight.detach().clone()
             globals()[change](model)
-            with pytest.raises(roundel.RoundelError, match=r"'\d\.\w+'.* was changed between backward\(\) and step\(\)"):
+            with pytest.raises(
+                roundel.RoundelError, match=r"gradients? of '\d\.\w+'.*: changed between backward\(\) and step\(\)"
+            ):
                 optimizer.step()
             assert torch.equal(model[4].weight, before)
             train(model, optimizer, [batch(comm.rank, 8)])  # and goes on
@@ -293,8 +295,6 @@ def test_parameters_unfrozen_or_added_later_are_not_left_out_silently(comm):
     before = model[0].weight.detach().clone()
     model[0].requires_grad_(True)
     loss_of(model, batch(comm.rank, 1)).backward()
-    with pytest.raises(roundel.RoundelError):  # zero_grad() was forgotten, too
-        loss_of(model, batch(comm.rank, 1)).backward()
     with pytest.raises(roundel.InvalidArgumentError, match="2 parameters have gradients but were frozen"):
         optimizer.step()
     assert torch.equal(model[0].weight, before)
@@ -302,7 +302,7 @@ def test_parameters_unfrozen_or_added_later_are_not_left_out_silently(comm):
     model.zero_grad()
     optimizer.add_param_group({"params": model[4].parameters()})
     loss_of(model, batch(comm.rank, 1)).backward()
-    with pytest.raises(roundel.InvalidArgumentError, match="DistributedOptimizer.optimizer, ..."):
+    with pytest.raises(roundel.InvalidArgumentError, match=r"DistributedOptimizer\(optimizer, ...\)"):
         optimizer.step()
 
 
@@ -377,7 +377,7 @@ def test_ranks_with_different_models_or_arguments_find_out_in_the_first_step(com
         "number": r"nothing more where rank \d has 'c' \(float32 of shape \(5,\)\)",
         "name": r"'b' \(float32 of shape \(4,\)\) where rank \d has 'c'",
         "op": r"Average, .* where rank \d has Sum,",
-        "passes": "1 backward passes per step where rank . has .*2 backward passes",
+        "passes": "Average, .* 1 backward passes per step where rank . has .*2 backward passes",
     }[what]
     with pytest.raises(roundel.MismatchError, match=f"rank 0 has {text}"):
         optimizer.step()

@@ -72,7 +72,8 @@ def test_only_the_table_of_settings_reads_the_environment():
 
 
 def test_library_code_never_ends_the_process_but_for_broken_invariants():
-    enders = [str(p.relative_to(CSRC)) for p in SOURCES if re.search(r"\b(?:std::)?(?:abort|exit|_exit|terminate)\s*\(\)", p.read_text())]
+    ending = re.compile(r"\b(?:std::)?(?:abort|exit|_exit|terminate)\s*\([^)]*\);")
+    enders = [str(p.relative_to(CSRC)) for p in SOURCES if ending.search(p.read_text())]
     assert enders == ["base/error.cc"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -102,7 +101,7 @@ class _Distributed:
 
     def __reduce_ex__(self, protocol):
         """Copies and pickles are plain optimizers: hooks and shared memory belong to this process and these parameters."""
-        return copyreg.__newobj__, (self._base,), self.__getstate__()
+        return object.__new__, (self._base,), self.__getstate__()
 
 
 def _check_named(

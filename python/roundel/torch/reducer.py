@@ -121,7 +121,7 @@ class Reducer:
     def _changed(self) -> list[str]:
         """Which gradients were written to or replaced by others than autograd since they became ours."""
         before_plan = [
-            self.names[p]
+            f"gradient of {self.names[p]}"
             for p, (grad, version) in self.ready_before_plan.items()
             if p.grad is not grad or grad._version != version
         ]
@@ -152,7 +152,7 @@ class Reducer:
             )
         if changed:
             raise RoundelError(
-                f"rank {rank()}: {changed[0]} was changed between backward() and step(), while it was being reduced; "
+                f"rank {rank()}: {changed[0]}: changed between backward() and step(), while being reduced; "
                 "call synchronize() first, then change gradients, then `with optimizer.skip_synchronize(): optimizer.step()`"
             )
         if strangers:
