@@ -77,9 +77,9 @@ void Communicator::close() {
 void Communicator::leave(double seconds) {
   close();
   if (world_->monitor == nullptr) return;
+  world_->transport.reset();  // closes the sockets: peers that still need this rank find the end of what it has sent
   world_->monitor->leave(Deadline::after(seconds));
   world_->monitor.reset();
-  world_->transport.reset();
 }
 
 std::byte* Communicator::allocate(size_t bytes) {
@@ -251,7 +251,17 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
   }
   if (closing_) throw Error(format("rank %d: roundel was shut down during %s", world_->rank, operation.describe().c_str()));
   if (world_->monitor->troubled()) world_->monitor->raise_trouble(operation.describe());
-  if (world_->monitor->somebody_left()) world_->monitor->raise_if_left(needed(), operation.describe());
+  if (world_->monitor->somebody_left()) {
+    world_->transport->poll();
+    std::vector<int> gone = needed();
+    std::erase_if(gone, [this](int rank) { return !world_->transport->exhausted(rank); });
+    try {
+      world_->monitor->raise_if_left(gone, operation.describe());
+    } catch (const PeerLost&) {
+      world_->monitor->await_trouble(operation.describe());
+      throw;
+    }
+  }
   if (std::this_thread::get_id() != progress_.get_id() && Clock::now() - last_interrupt_check_ > kInterruptPeriod) {
     last_interrupt_check_ = Clock::now();
     g_interrupt_check();
@@ -266,10 +276,16 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
   try {
     std::rethrow_exception(error);
   } catch (const PeerLost& e) {
-    if (e.op.empty() && during != nullptr)
-      error = std::make_exception_ptr(
-          PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks,
-                   e.epoch, during->describe()));
+    if (e.op.empty() && during != nullptr) {
+      try {
+        world_->monitor->await_trouble(during->describe());
+        error = std::make_exception_ptr(
+            PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks,
+                     e.epoch, during->describe()));
+      } catch (const Error&) {
+        error = std::current_exception();
+      }
+    }
     if (!closing_) world_->monitor->report(e, e.ranks);
   } catch (const Error& e) {
     if (!closing_) world_->monitor->report(e, {});

@@ -42,9 +42,9 @@ void copy_in(View to, const View& from, double prescale) {
 NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
     : Communicator(std::move(world)),
       forced_(env::text("ROUNDEL_ALGORITHM")),
-      cost_(world_->all_local           ? kRingCost
-            : world_->memory != nullptr ? kMixedCost
-                                        : kTcpCost) {
+      cost_(world_->all_local ? kRingCost
+            : world_->mixed   ? kMixedCost
+                              : kTcpCost) {
   // Refuse an unknown name now rather than in the first operation.
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
                DType::Float32, cost_, forced_);
@@ -85,19 +85,17 @@ void NativeCommunicator::execute(const Operation& o) {
   }
 }
 
-NativeCommunicator::Choice NativeCommunicator::choose(plan::Collective collective, const plan::Shape& shape,
-                                                      DType dtype) const {
-  const plan::Algorithm& algorithm = plan::select(collective, shape, dtype, cost_, forced_);
-  return {algorithm.make(shape), static_cast<uint8_t>(&algorithm - plan::algorithms().data())};
-}
-
-const NativeCommunicator::Choice& NativeCommunicator::choose_cached(plan::Collective collective, const plan::Shape& shape,
-                                                                    DType dtype) {
-  const ChoiceKey key{collective, dtype, shape.root, shape.parts.total()};
+const NativeCommunicator::Choice& NativeCommunicator::choose(plan::Collective collective, const plan::Shape& shape, DType dtype,
+                                                             bool own_parts) {
+  std::vector<size_t> counts{shape.parts.total()};
+  for (int r = 0; own_parts && r < shape.size; ++r) counts.push_back(shape.parts.count(r));
+  const ChoiceKey key{collective, dtype, shape.root, std::move(counts)};
   const auto found = choices_.find(key);
   if (found != choices_.end()) return found->second;
   if (choices_.size() >= kMaxChoices) choices_.clear();
-  return choices_.emplace(key, choose(collective, shape, dtype)).first->second;
+  const plan::Algorithm& algorithm = plan::select(collective, shape, dtype, cost_, forced_);
+  const auto number = static_cast<uint8_t>(&algorithm - plan::algorithms().data());
+  return choices_.emplace(key, Choice{algorithm.make(shape), number}).first->second;
 }
 
 void NativeCommunicator::run_plan(const Operation& o, plan::Collective collective, View in, View out) {
@@ -108,9 +106,7 @@ void NativeCommunicator::run_plan(const Operation& o, plan::Collective collectiv
   shape.host = world_->host;
   const bool own_parts = o.kind == OpKind::ReduceScatter || o.kind == OpKind::AllGather;
   shape.parts = own_parts ? o.parts : plan::Parts::even(out.count, world_->size);
-  // Parts of a reduce-scatter or all-gather may differ without a change in their sum.
-  const Choice fresh = own_parts ? choose(collective, shape, out.dtype) : Choice{};
-  const Choice& choice = own_parts ? fresh : choose_cached(collective, shape, out.dtype);
+  const Choice& choice = choose(collective, shape, out.dtype, own_parts);
   const plan::Plan& plan = choice.plan;
   transport::Tag tag{o.sequence, 0, o.signature};
   tag.signature.algorithm = choice.algorithm;

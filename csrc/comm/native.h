@@ -26,9 +26,9 @@ class NativeCommunicator final : public Communicator {
     plan::Plan plan;
     uint8_t algorithm;
   };
-  using ChoiceKey = std::tuple<plan::Collective, DType, int, size_t>;  // root, elements
-  Choice choose(plan::Collective collective, const plan::Shape& shape, DType dtype) const;
-  const Choice& choose_cached(plan::Collective collective, const plan::Shape& shape, DType dtype);
+  using ChoiceKey =
+      std::tuple<plan::Collective, DType, int, std::vector<size_t>>;  // root; elements, and of each part when parts differ
+  const Choice& choose(plan::Collective collective, const plan::Shape& shape, DType dtype, bool own_parts);
 
   void run_plan(const Operation& o, plan::Collective collective, View in, View out);
   void barrier(const Operation& o);

@@ -83,10 +83,11 @@ void ShmCommunicator::await(const Operation& o, int peer, Ready ready) {
   transport::Backoff backoff(world_->spin);
   while (!ready()) {
     if (backoff.again()) continue;
+    if (world_->monitor->somebody_left() && ready()) return;  // it did its part before it left
     try {
       look_around(o, [this, peer] { return std::vector<int>{memory_.ranks()[static_cast<size_t>(peer)]}; });
     } catch (const PeerLost&) {
-      if (ready()) return;  // it did its part before it went
+      if (ready()) return;  // it did its part before it was lost
       throw;
     }
     memory_.bell().sleep_on_futex(ready, o.deadline);

@@ -124,15 +124,24 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
     cards[0] = make_card(local_address(result.data_listener.get()));
     for (const auto& [rank, fd] : result.controls) {
       Card& card = cards[static_cast<size_t>(rank)];
-      recv_all(fd.get(), &card, sizeof card, soon);
+      try {
+        recv_all(fd.get(), &card, sizeof card, soon);
+      } catch (const Error&) {
+        verdict.set(Verdict::Missing, format("rank %d went away during the start", rank));
+        continue;
+      }
       card.settings[sizeof card.settings - 1] = '\0';
       if (std::strcmp(card.settings, cards[0].settings) != 0)
         verdict.set(Verdict::Refused, format("rank %d has '%s' where rank 0 has '%s'", rank, card.settings, cards[0].settings));
     }
   }
   for (const auto& [rank, fd] : result.controls) {
-    send_all(fd.get(), &verdict, sizeof verdict, soon);
-    if (verdict.outcome == Verdict::Accepted) send_all(fd.get(), cards.data(), cards.size() * sizeof(Card), soon);
+    try {
+      send_all(fd.get(), &verdict, sizeof verdict, soon);
+      if (verdict.outcome == Verdict::Accepted) send_all(fd.get(), cards.data(), cards.size() * sizeof(Card), soon);
+    } catch (const Error&) {
+      verdict.set(Verdict::Missing, format("rank %d went away during the start", rank));
+    }
   }
   verdict.raise_unless_accepted(0);
   result.peers = read_cards(cards);

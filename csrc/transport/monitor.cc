@@ -31,6 +31,7 @@ static_assert(sizeof(ControlMessage) == 512);
 namespace {
 
 constexpr char kGoodbye = 'L';
+constexpr double kVerdictSeconds = 0.3;  // a report by way of rank 0 takes milliseconds
 constexpr double kSendSeconds = 1;  // a peer that does not even drain 512 bytes is as good as gone; its own host will notice
 
 void insert_sorted(std::vector<int>& ranks, int rank) {
@@ -198,6 +199,11 @@ void Monitor::raise_if_left(const std::vector<int>& needed, const std::string& d
   throw PeerLost(format("rank %d: rank %s left the job (shutdown) while %s still needed it", identity_.rank,
                         join_ranks(gone).c_str(), during.c_str()),
                  gone, identity_.epoch, during);
+}
+
+void Monitor::await_trouble(const std::string& during) const {
+  for (const Deadline deadline = Deadline::after(kVerdictSeconds); !deadline.passed(); ::poll(nullptr, 0, 1))
+    raise_trouble(during);
 }
 
 void Monitor::report(const Error& error, const std::vector<int>& ranks) {

@@ -43,6 +43,10 @@ class Monitor {
   // Throws PeerLost when one of `needed` has left.
   void raise_if_left(const std::vector<int>& needed, const std::string& during) const;
 
+  // A peer has closed its connection or left: perhaps because of a loss of which the report is still on its way. Waits a moment
+  // for that report and throws it.
+  void await_trouble(const std::string& during) const;
+
   // Makes an error of this rank everybody's, this rank's later operations included. The first one stays.
   void report(const Error& error, const std::vector<int>& ranks);
 

@@ -2,6 +2,7 @@
 
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/env.h"
@@ -69,6 +70,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   if (mode == Mode::Shm && !one_host)
     throw Error(format("rank %d: ROUNDEL_TRANSPORT=shm, but the ranks are on several hosts; use auto", job.rank));
   world->all_local = one_host && mode != Mode::Tcp;
+  world->mixed = !one_host && mode != Mode::Tcp && *std::max_element(world->host.begin(), world->host.end()) + 1 < job.size;
   world->spin = spin_seconds(static_cast<int>(world->local.size()));
 
   // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.

@@ -18,6 +18,7 @@ struct World {
   std::vector<int> host;   // host[r], numbered in order of first appearance
   std::vector<int> local;  // global ranks on this host, ascending
   bool all_local = true;   // every pair talks through shared memory
+  bool mixed = false;      // some pairs do, others use tcp; the same on every rank, unlike memory != nullptr
   double spin = 0;         // seconds, see Backoff
   std::vector<std::string> addresses;
 

@@ -297,6 +297,11 @@ std::vector<int> StreamTransport::waiting_for() const {
   return ranks;
 }
 
+bool StreamTransport::exhausted(int peer_rank) const {
+  const Peer& peer = peers_[static_cast<size_t>(peer_rank)];
+  return peer.channel == nullptr || peer.channel->descriptor() < 0 || peer.closed || !peer.out.empty();
+}
+
 void StreamTransport::abandon() {
   abandoned_ = true;
   for (Peer* peer : connected_) {

@@ -33,6 +33,7 @@ class StreamTransport final : public Transport {
   void sleep(Deadline deadline) override;
   void retire(const Tag& tag) override;
   std::vector<int> waiting_for() const override;
+  bool exhausted(int peer) const override;
   void abandon() override;
 
  private:

@@ -34,6 +34,9 @@ class Transport {
   virtual void retire(const Tag& tag) = 0;
   // Ranks that pending tickets wait for, for error texts.
   virtual std::vector<int> waiting_for() const = 0;
+  // Whether a peer that has said goodbye can no longer serve what waits for it, after a poll(). A goodbye overtakes bytes:
+  // those in memory are all here then, but a socket is read to its end first.
+  virtual bool exhausted(int peer) const = 0;
   // Forget all pending tickets: their memory is not touched any more. Every later call throws.
   virtual void abandon() = 0;
 };

@@ -1,4 +1,4 @@
-"""DistributedOptimizer trains as one process on everybody's data would, whatever the model, optimizer and order of gradients."""
+"""DistributedOptimizer trains as one process on everybody's data would, for any model, optimizer and order of gradients."""
 
 from __future__ import annotations
 
