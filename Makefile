@@ -38,7 +38,7 @@ test-python: build
 	$(BIN)/python -m pytest -m "not soak"
 
 soak: build
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -s -m soak
 
 lint: $(VENV)/.requirements
 	$(BIN)/ruff check .

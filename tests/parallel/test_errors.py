@@ -10,7 +10,7 @@ import roundel
 from reference import ranks_data
 from roundel import MismatchError, PeerLostError, ReduceOp
 
-TEAMS = [("shm", 2), ("shm", 3), ("tcp", 3), ("ring", 2), ("hosts", 4)]
+TEAMS = [("shm", 3), ("tcp", 3), ("ring", 2), ("hosts", 4)]
 
 pytestmark = pytest.mark.ends_communicator
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import random
@@ -46,20 +47,20 @@ except roundel.PeerLostError as e:
 """
 
 
-def shared_memory_and_sockets() -> set[str]:
-    """What a job could leave behind on this host."""
-    names = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
-    names |= {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@roundel-" in line}
-    return names
+def left_behind(token: bytes) -> list[str]:
+    """Names of a job on this host: its abstract sockets, and whatever else of ours has a name."""
+    job = hmac.new(token, b"roundel job", "sha256").hexdigest()[:32]
+    sockets = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if job in line]
+    return sockets + [name for name in os.listdir("/dev/shm") if "roundel" in name]
 
 
 def kill_one(size: int, transport: str, tmp_path: Path, seed: int, fork: bool = False) -> list[float]:
     """Run a job, SIGKILL a random rank at a random moment, and return how long each survivor took to raise."""
     rng = random.Random(seed)
-    before = shared_memory_and_sockets()
+    secret = secrets.token_bytes(32)
     token = tmp_path / f"token{seed}"
     token.touch(mode=0o600)
-    token.write_bytes(secrets.token_bytes(32))
+    token.write_bytes(secret)
     port = free_port()
     command = [sys.executable, "-c", VICTIM, *(["fork"] if fork else [])]
     processes = [
@@ -92,7 +93,7 @@ def kill_one(size: int, transport: str, tmp_path: Path, seed: int, fork: bool = 
             process.kill()
             process.wait()
             process.stdout.close()
-    assert shared_memory_and_sockets() <= before
+    assert not left_behind(secret)
     return took
 
 
@@ -105,3 +106,10 @@ def test_killed_ranks_are_noticed_within_a_second(tmp_path, size, transport):
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_a_forked_child_does_not_hide_its_parents_death(tmp_path, transport):
     kill_one(3, transport, tmp_path, 99, fork=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("size", "transport"), [(2, "shm"), (4, "shm"), (2, "tcp"), (4, "hosts"), (7, "shm")])
+def test_a_hundred_kills(tmp_path, size, transport):
+    took = [t for seed in range(1000, 1100) for t in kill_one(size, transport, tmp_path, seed, fork=seed % 3 == 0)]
+    print(f"{transport}, {size} ranks: noticed after {statistics.median(took) * 1e3:.1f} ms, at most {max(took) * 1e3:.1f} ms")
