@@ -25,7 +25,7 @@ demo: build
 	@echo "--- one process"
 	$(BIN)/python examples/digits.py
 	@echo "--- two processes"
-	$(BIN)/roundelrun -np 2 $(BIN)/python examples/digits.py
+	$(BIN)/roundelrun --no-prefix -np 2 $(BIN)/python examples/digits.py
 
 test: test-cpp test-python
 

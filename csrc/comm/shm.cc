@@ -1,71 +1,9 @@
 #include "comm/shm.h"
 
-#include <algorithm>
-#include <cstring>
-
 #include "base/error.h"
+#include "comm/shm_region.h"
 
 namespace roundel::comm {
-namespace {
-
-constexpr size_t kSlots = 4;    // operations between the fastest and the slowest rank: receivers do not wait for each other
-constexpr size_t kInline = 96;  // the first 32 bytes share a cache line with the flag
-constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
-constexpr size_t kArenaFrom =
-    2u << 10;                         // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
-constexpr size_t kCell = 128u << 10;  // kDepth cells and results of a rank are 1 MB: a usual L2
-constexpr size_t kDepth = 4;          // cells between the fastest and the slowest rank
-constexpr size_t kTile = 32u << 10;   // a tile and its sum stay in L1/L2 while the sum is copied to N places
-constexpr size_t kAlign = 64;         // slices start on cache lines, so that no two ranks write one
-
-}  // namespace
-
-// What a rank says when it enters an operation. `sequence` is written last.
-struct alignas(128) ShmLine {
-  std::atomic<uint64_t> sequence;
-  int64_t arena_offset;  // of the buffer, or -1
-  Signature signature;
-  std::byte inline_data[kInline];
-};
-static_assert(sizeof(ShmLine) == 128);
-
-// One rank's part of the segment; written by it alone, read by all. All zero is a valid start.
-struct ShmRegion {
-  ShmLine lines[kSlots];
-  // Chunks that this rank has: put into its cells, read from its peers' (and answered with its result), read results of.
-  alignas(128) std::atomic<uint64_t> staged;
-  alignas(128) std::atomic<uint64_t> consumed;
-  alignas(128) std::atomic<uint64_t> gathered;
-  alignas(128) std::atomic<uint64_t> finished;  // the last arena operation whose slice is written everywhere
-  alignas(4096) std::byte once[kSlots][kOneShot];
-  std::byte cells[kDepth][kCell];
-  std::byte results[kDepth][kCell];
-};
-static_assert(sizeof(ShmRegion) <= transport::kCollectiveBytes);
-
-namespace {
-
-// Where slice r of `count` elements lies when slices start on cache lines.
-plan::Place slice_of(size_t count, size_t element, int r, int size) {
-  const size_t unit = std::max<size_t>(1, kAlign / element);
-  const size_t units = (count + unit - 1) / unit;
-  const auto part = static_cast<size_t>(r), parts = static_cast<size_t>(size);
-  const size_t begin = std::min(count, units * part / parts * unit), end = std::min(count, units * (part + 1) / parts * unit);
-  return {plan::Buffer::Out, begin, end - begin};
-}
-
-void copy_bytes(void* to, const void* from, size_t bytes) {
-  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
-}
-
-void copy_scaled(DType dtype, void* to, const void* from, size_t count, double factor) {
-  if (factor == 1)
-    copy_bytes(to, from, count * size_of(dtype));
-  else
-    kernels::scale(dtype, to, from, count, factor);
-}
-
-}  // namespace
 
 ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
     : Communicator(std::move(world)),
@@ -76,9 +14,9 @@ ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
   for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
 
-// Waits until ready(); `peer` is whom it needs.
-template <class Ready>
-void ShmCommunicator::await(const Operation& o, int peer, Ready ready) {
+// Waits until a counter of `peer` has come to `target`.
+void ShmCommunicator::await(const Operation& o, int peer, const std::atomic<uint64_t>& counter, uint64_t target) {
+  const auto ready = [&] { return counter.load(std::memory_order_acquire) >= target; };
   if (ready()) return;
   transport::Backoff backoff(world_->spin);
   while (!ready()) {
@@ -107,7 +45,7 @@ ShmLine& ShmCommunicator::enter(const Operation& o) {
     uint64_t& known = entered_[static_cast<size_t>(r)];
     if (r == rank_ || known >= must_be_entered) continue;
     const ShmLine& line = regions_[static_cast<size_t>(r)]->lines[must_be_entered % kSlots];
-    await(o, r, [&] { return line.sequence.load(std::memory_order_acquire) >= must_be_entered; });
+    await(o, r, line.sequence, must_be_entered);
     known = must_be_entered;
   }
   ShmLine& line = regions_[static_cast<size_t>(rank_)]->lines[o.sequence % kSlots];
@@ -124,7 +62,7 @@ void ShmCommunicator::publish(const Operation& o, ShmLine& line) {
 // Waits for a peer to enter this operation, and checks that it is the same one.
 const ShmLine& ShmCommunicator::meet(const Operation& o, int peer) {
   const ShmLine& line = regions_[static_cast<size_t>(peer)]->lines[o.sequence % kSlots];
-  await(o, peer, [&] { return line.sequence.load(std::memory_order_acquire) >= o.sequence; });
+  await(o, peer, line.sequence, o.sequence);
   entered_[static_cast<size_t>(peer)] = o.sequence;
   if (line.signature != o.signature)
     throw Mismatch(format("[shm] rank %d called %s where rank %d called %s (operation %llu)", world_->rank,
@@ -247,207 +185,7 @@ void ShmCommunicator::reduce_in_arena(const Operation& o, const std::vector<std:
   regions_[static_cast<size_t>(rank_)]->finished.store(o.sequence, std::memory_order_release);
   ring_peers();
   for (int r = 0; r < size_; ++r)
-    if (r != rank_)
-      await(o, r, [&] { return regions_[static_cast<size_t>(r)]->finished.load(std::memory_order_acquire) >= o.sequence; });
-}
-
-namespace {
-
-// Publishing a count of chunks, and the test that others wait for.
-void advance(std::atomic<uint64_t>& counter, uint64_t to) { counter.store(to, std::memory_order_release); }
-bool reached(const std::atomic<uint64_t>& counter, uint64_t count) { return counter.load(std::memory_order_acquire) >= count; }
-
-}  // namespace
-
-// Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered.
-void ShmCommunicator::reduce_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype), per_chunk = kCell / element;
-  const uint64_t chunks = (o.out.count + per_chunk - 1) / per_chunk, base = chunks_;
-  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
-  chunks_ += chunks;
-  const auto length = [&](uint64_t c) { return std::min<size_t>(per_chunk, o.out.count - c * per_chunk); };
-  const auto each_peer = [&](auto visit) {  // starting behind oneself, so that ranks do not queue at the same cells
-    for (int i = 1; i < size_; ++i) visit((rank_ + i) % size_);
-  };
-
-  const auto stage = [&](uint64_t c) {
-    const uint64_t id = base + c;
-    if (id >= kDepth)
-      each_peer(
-          [&](int r) { await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); }); });
-    each_peer([&](int r) {
-      const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
-                  slice.count, o.prescale);
-    });
-    advance(mine.staged, id + 1);
-    ring_peers();
-  };
-  const auto reduce = [&](uint64_t c) {
-    const uint64_t id = base + c;
-    const plan::Place slice = slice_of(length(c), element, rank_, size_);
-    const size_t at = slice.begin * element;
-    std::vector<const void*> inputs(static_cast<size_t>(size_));
-    each_peer([&](int r) {
-      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
-      await(o, r, [&] { return reached(theirs.staged, id + 1) && (id < kDepth || reached(theirs.gathered, id - kDepth + 1)); });
-      inputs[static_cast<size_t>(r)] = theirs.cells[id % kDepth] + at;
-    });
-    inputs[static_cast<size_t>(rank_)] = o.in.at(c * per_chunk + slice.begin);
-    if (o.prescale != 1) {
-      kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs[static_cast<size_t>(rank_)], slice.count, o.prescale);
-      inputs[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
-    }
-    std::byte* result = mine.results[id % kDepth] + at;
-    kernels::reduce(o.kernel_op(), o.out.dtype, result, inputs, slice.count, o.finish(size_));
-    copy_bytes(o.out.at(c * per_chunk + slice.begin), result, slice.count * element);
-    advance(mine.consumed, id + 1);
-    ring_peers();
-  };
-  const auto gather = [&](uint64_t c) {
-    const uint64_t id = base + c;
-    each_peer([&](int r) {
-      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
-      await(o, r, [&] { return reached(theirs.consumed, id + 1); });
-      const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
-                 slice.count * element);
-    });
-    advance(mine.gathered, id + 1);
-    ring_peers();
-  };
-
-  for (uint64_t c = 0; c < chunks + 2; ++c) {
-    if (c < chunks) stage(c);
-    if (c >= 1 && c - 1 < chunks) reduce(c - 1);
-    if (c >= 2) gather(c - 2);
-  }
-}
-
-// Reduce-scatter and all-to-all: a cell holds one piece for every rank; each takes its own pieces, summed or one beside the
-// other.
-void ShmCommunicator::scatter_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype);
-  const plan::Parts parts = o.kind == OpKind::AllToAll ? plan::Parts::even(o.in.count, size_) : o.parts;
-  size_t longest = 0;
-  for (int r = 0; r < size_; ++r) longest = std::max(longest, parts.count(r));
-  const size_t room = kCell / static_cast<size_t>(size_) / kAlign * kAlign, piece = room / element;
-  const uint64_t chunks = (longest + piece - 1) / piece, base = chunks_;
-  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
-  chunks_ += chunks;
-  advance(mine.gathered, chunks_);  // there are no results to gather
-  const auto length = [&](int r, uint64_t c) {
-    const size_t count = parts.count(r);
-    return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
-  };
-
-  const auto stage = [&](uint64_t c) {
-    const uint64_t id = base + c;
-    for (int r = 0; r < size_; ++r) {
-      if (r != rank_ && id >= kDepth)
-        await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
-    }
-    for (int r = 0; r < size_; ++r)
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
-                  length(r, c), o.prescale);
-    advance(mine.staged, id + 1);
-    ring_peers();
-  };
-  const auto consume = [&](uint64_t c) {
-    const uint64_t id = base + c;
-    const size_t count = length(rank_, c);
-    std::vector<const void*> inputs;
-    for (int r = 0; r < size_; ++r) {
-      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
-      await(o, r, [&] { return reached(theirs.staged, id + 1); });
-      inputs.push_back(theirs.cells[id % kDepth] + static_cast<size_t>(rank_) * room);
-    }
-    if (o.kind == OpKind::ReduceScatter) {
-      kernels::reduce(o.kernel_op(), o.out.dtype, o.out.at(c * piece), inputs, count, o.finish(size_));
-    } else {
-      for (int r = 0; r < size_; ++r)
-        copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
-    }
-    advance(mine.consumed, id + 1);
-    ring_peers();
-  };
-
-  for (uint64_t c = 0; c < chunks + 1; ++c) {
-    if (c < chunks) stage(c);
-    if (c >= 1) consume(c - 1);
-  }
-}
-
-void ShmCommunicator::gather_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype), piece = kCell / element;
-  size_t longest = 0;
-  for (int r = 0; r < size_; ++r) longest = std::max(longest, o.parts.count(r));
-  const uint64_t chunks = (longest + piece - 1) / piece, base = chunks_;
-  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
-  chunks_ += chunks;
-  advance(mine.gathered, chunks_);
-  const auto length = [&](int r, uint64_t c) {
-    const size_t count = o.parts.count(r);
-    return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
-  };
-  copy_bytes(o.out.at(o.parts.begin(rank_)), o.in.data, o.in.bytes());
-
-  for (uint64_t c = 0; c < chunks + 1; ++c) {
-    if (c < chunks) {
-      const uint64_t id = base + c;
-      for (int r = 0; r < size_; ++r)
-        if (r != rank_ && id >= kDepth)
-          await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
-      copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
-      advance(mine.staged, id + 1);
-      ring_peers();
-    }
-    if (c >= 1) {
-      const uint64_t id = base + c - 1;
-      for (int i = 1; i < size_; ++i) {
-        const int r = (rank_ + i) % size_;
-        ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
-        await(o, r, [&] { return reached(theirs.staged, id + 1); });
-        copy_bytes(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element);
-      }
-      advance(mine.consumed, id + 1);
-      ring_peers();
-    }
-  }
-}
-
-// Root stages, the others copy out.
-void ShmCommunicator::broadcast_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype), piece = kCell / element;
-  const uint64_t chunks = (o.out.count + piece - 1) / piece, base = chunks_;
-  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
-  chunks_ += chunks;
-  advance(mine.gathered, chunks_);
-  const auto length = [&](uint64_t c) { return std::min<size_t>(piece, o.out.count - c * piece) * element; };
-  if (rank_ != o.root) {
-    advance(mine.staged, chunks_);  // nobody waits for what only root stages
-    meet_for_broadcast(o);
-    ShmRegion& root = *regions_[static_cast<size_t>(o.root)];
-    for (uint64_t c = 0; c < chunks; ++c) {
-      await(o, o.root, [&] { return reached(root.staged, base + c + 1); });
-      copy_bytes(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c));
-      advance(mine.consumed, base + c + 1);
-      ring_peers();
-    }
-    return;
-  }
-  copy_bytes(o.out.data, o.in.data, o.out.bytes());
-  for (uint64_t c = 0; c < chunks; ++c) {
-    const uint64_t id = base + c;
-    for (int r = 0; r < size_; ++r)
-      if (r != rank_ && id >= kDepth)
-        await(o, r, [&] { return reached(regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
-    copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
-    advance(mine.staged, id + 1);
-    ring_peers();
-  }
-  advance(mine.consumed, chunks_);
-  meet_for_broadcast(o);
+    if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->finished, o.sequence);
 }
 
 }  // namespace roundel::comm

@@ -27,12 +27,10 @@ class ShmCommunicator final : public Communicator {
   void execute(const Operation& operation) override;
 
  private:
-  // shm_wait: entering, meeting and waiting
   ShmLine& enter(const Operation& o);
   const ShmLine& meet(const Operation& o, int peer);
   void publish(const Operation& o, ShmLine& line);
-  template <class Ready>
-  void await(const Operation& o, int peer, Ready ready);
+  void await(const Operation& o, int peer, const std::atomic<uint64_t>& counter, uint64_t target);
   void ring_peers();
 
   void one_shot(const Operation& o, ShmLine& line);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 
 from roundel.launch.options import version
@@ -25,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_info(as_json: bool) -> int:
-    """Print roundel._core.info(), a dict of str to str, as aligned rows or as JSON."""
+    """Print what this installation is, and what the core was built with and finds, as aligned rows or as JSON."""
     try:
         from roundel import _core  # here, so that --version and --help answer even when the core does not load
     except ImportError as error:
         print(f"roundel: the compiled core cannot be loaded: {error}", file=sys.stderr)
         return 1
-    info = _core.info()
+    info = {"version": version(), "python": platform.python_version(), "platform": platform.platform(), **_core.info()}
     if as_json:
         print(json.dumps(info, indent=2))
         return 0

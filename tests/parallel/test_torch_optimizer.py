@@ -263,10 +263,13 @@ def test_every_way_to_zero_gradients(comm, zero, passes):
     assert_same_model_on_all_ranks(comm, model)
 
 
-def test_parameters_used_in_one_of_two_backward_passes(comm):
+@pytest.mark.parametrize("size_of_buckets", ["1", "8M"])
+def test_parameters_used_in_one_of_two_backward_passes(comm, size_of_buckets):
     model, single = Branches(), Branches()
-    orders = [[0, 1], [0, 2]]
-    with bucket_bytes("1"):
+    for parameter in [*model.stem.parameters(), *single.stem.parameters()]:
+        parameter.requires_grad_(False)
+    orders = [[0, 1], [2, 0]]  # in the second pass the last gradients are those of branch 2, which are not complete
+    with bucket_bytes(size_of_buckets):
         optimizer = sgd(model, backward_passes_per_step=2)
         alone = torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9)
         for step in range(4):
@@ -395,20 +398,24 @@ def test_mixed_dtypes_each_travel_in_buckets_of_their_own(comm):
 def test_a_scattered_dtype_does_not_hold_up_the_others(comm):
     if comm.size == 1:
         return
-    layers = [nn.Linear(8, 8).to(torch.float64 if i in (0, 7) else torch.float32) for i in range(8)]
-    model = nn.ModuleList(layers)
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(8))
+    scales = nn.ParameterList(
+        nn.Parameter(torch.ones(4, dtype=torch.float64)) for _ in range(2)
+    )  # before and behind the layers
     seen = []
     with bucket_bytes("256"):
-        optimizer = sgd(model)
+        optimizer = sgd(nn.ModuleList([layers, scales]))
         layers[0].bias.register_post_accumulate_grad_hook(lambda _: seen.append(optimizer._reducer.next_launch))
         for _ in range(2):
             optimizer.zero_grad()
-            x = torch.ones(1, 8)
+            x = torch.ones(1, 8) * scales[0].float().sum()
             for layer in layers:
-                x = layer(x.to(layer.weight.dtype))
-            x.sum().backward()
+                x = layer(x)
+            (x * scales[1].float().sum()).sum().backward()
             optimizer.step()
-    assert seen[1] >= 6
+    buckets = optimizer._reducer.buckets
+    assert [p.dtype for p in buckets[-1].params] == [torch.float64] * 2
+    assert len(buckets) > 6 and seen[1] >= len(buckets) - 2
 
 
 def test_one_giant_parameter_among_small_ones(comm):
@@ -761,10 +768,13 @@ def test_a_models_copy_trains_without_the_optimizer(comm):
     model = mlp()
     optimizer = sgd(model)
     train(model, optimizer, [batch(comm.rank, 0)])
-    twin = copy.deepcopy(model)
-    if comm.rank == 0:  # collectives here would wait for the others
-        for _ in range(3):
-            loss_of(twin, batch(0, 0)).backward()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        if comm.rank == 0:  # collectives here would wait for the others
+            for _ in range(3):
+                loss_of(twin, batch(0, 0)).backward()
     train(model, optimizer, [batch(comm.rank, 1)])
     assert_same_model_on_all_ranks(comm, model)
 

@@ -262,6 +262,28 @@ def test_a_rank_that_gives_up_is_named_by_the_others_and_all_can_go_on(comm, siz
     assert_same_model_on_all_ranks(comm, model)
 
 
+@pytest.mark.parametrize("size_of_buckets", ["1", "8M"])
+def test_a_rank_whose_backward_fails_after_all_its_gradients_gives_up_too(comm, size_of_buckets):
+    if comm.size == 1:
+        return
+    model = mlp()
+    with bucket_bytes(size_of_buckets):
+        optimizer = sgd(model)
+        train(model, optimizer, [batch(comm.rank, 0)])
+        optimizer.zero_grad()
+        x, y = batch(comm.rank, 1)
+        through = FailsInBackward.apply(x.requires_grad_(True))
+        if comm.rank == 0:
+            fail_in_backward(model, (through, y))
+            assert all(p.grad is not None for p in model.parameters())
+        else:
+            loss_of(model, (through, y)).backward()
+            with pytest.raises(roundel.RoundelError, match="rank 0 gave up"):
+                optimizer.step()
+        train(model, optimizer, [batch(comm.rank, 2)])
+        assert_same_model_on_all_ranks(comm, model)
+
+
 def test_a_rank_that_fails_before_any_gradient_gives_its_next_batch_instead(comm):
     model = Fragile()
     with bucket_bytes("1"):

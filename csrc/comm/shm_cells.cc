@@ -1,0 +1,203 @@
+// The paths of comm/shm for large operations: chunks flow through cells that stay in cache.
+//
+// A rank's counters (staged, consumed, gathered) count chunks over all operations. A cell is used again when every peer is done
+// with what it held kDepth chunks ago. An operation that does not use a counter moves it to its end at once.
+#include "comm/shm.h"
+#include "comm/shm_region.h"
+
+namespace roundel::comm {
+namespace {
+
+// Publishes a count of chunks, for which peers wait.
+void advance(std::atomic<uint64_t>& counter, uint64_t to) { counter.store(to, std::memory_order_release); }
+
+}  // namespace
+
+// Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered.
+void ShmCommunicator::reduce_through_cells(const Operation& o) {
+  const size_t element = size_of(o.out.dtype), per_chunk = kCell / element;
+  const uint64_t chunks = (o.out.count + per_chunk - 1) / per_chunk, base = chunks_;
+  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
+  chunks_ += chunks;
+  const auto length = [&](uint64_t c) { return std::min<size_t>(per_chunk, o.out.count - c * per_chunk); };
+  const auto each_peer = [&](auto visit) {  // starting behind oneself, so that ranks do not queue at the same cells
+    for (int i = 1; i < size_; ++i) visit((rank_ + i) % size_);
+  };
+
+  const auto stage = [&](uint64_t c) {
+    const uint64_t id = base + c;
+    if (id >= kDepth) each_peer([&](int r) { await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
+    each_peer([&](int r) {
+      const plan::Place slice = slice_of(length(c), element, r, size_);
+      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
+                  slice.count, o.prescale);
+    });
+    advance(mine.staged, id + 1);
+    ring_peers();
+  };
+  const auto reduce = [&](uint64_t c) {
+    const uint64_t id = base + c;
+    const plan::Place slice = slice_of(length(c), element, rank_, size_);
+    const size_t at = slice.begin * element;
+    std::vector<const void*> inputs(static_cast<size_t>(size_));
+    each_peer([&](int r) {
+      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
+      await(o, r, theirs.staged, id + 1);
+      if (id >= kDepth) await(o, r, theirs.gathered, id - kDepth + 1);
+      inputs[static_cast<size_t>(r)] = theirs.cells[id % kDepth] + at;
+    });
+    inputs[static_cast<size_t>(rank_)] = o.in.at(c * per_chunk + slice.begin);
+    if (o.prescale != 1) {
+      kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs[static_cast<size_t>(rank_)], slice.count, o.prescale);
+      inputs[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
+    }
+    std::byte* result = mine.results[id % kDepth] + at;
+    kernels::reduce(o.kernel_op(), o.out.dtype, result, inputs, slice.count, o.finish(size_));
+    copy_bytes(o.out.at(c * per_chunk + slice.begin), result, slice.count * element);
+    advance(mine.consumed, id + 1);
+    ring_peers();
+  };
+  const auto gather = [&](uint64_t c) {
+    const uint64_t id = base + c;
+    each_peer([&](int r) {
+      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
+      await(o, r, theirs.consumed, id + 1);
+      const plan::Place slice = slice_of(length(c), element, r, size_);
+      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
+                 slice.count * element);
+    });
+    advance(mine.gathered, id + 1);
+    ring_peers();
+  };
+
+  for (uint64_t c = 0; c < chunks + 2; ++c) {
+    if (c < chunks) stage(c);
+    if (c >= 1 && c - 1 < chunks) reduce(c - 1);
+    if (c >= 2) gather(c - 2);
+  }
+}
+
+// Reduce-scatter and all-to-all: a cell holds one piece for every rank; each takes its own pieces, summed or one beside the
+// other.
+void ShmCommunicator::scatter_through_cells(const Operation& o) {
+  const size_t element = size_of(o.out.dtype);
+  const plan::Parts parts = o.kind == OpKind::AllToAll ? plan::Parts::even(o.in.count, size_) : o.parts;
+  size_t longest = 0;
+  for (int r = 0; r < size_; ++r) longest = std::max(longest, parts.count(r));
+  const size_t room = kCell / static_cast<size_t>(size_) / kAlign * kAlign, piece = room / element;
+  const uint64_t chunks = (longest + piece - 1) / piece, base = chunks_;
+  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
+  chunks_ += chunks;
+  advance(mine.gathered, chunks_);  // there are no results to gather
+  const auto length = [&](int r, uint64_t c) {
+    const size_t count = parts.count(r);
+    return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
+  };
+
+  const auto stage = [&](uint64_t c) {
+    const uint64_t id = base + c;
+    for (int r = 0; r < size_; ++r) {
+      if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+    }
+    for (int r = 0; r < size_; ++r)
+      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
+                  length(r, c), o.prescale);
+    advance(mine.staged, id + 1);
+    ring_peers();
+  };
+  const auto consume = [&](uint64_t c) {
+    const uint64_t id = base + c;
+    const size_t count = length(rank_, c);
+    std::vector<const void*> inputs;
+    for (int r = 0; r < size_; ++r) {
+      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
+      await(o, r, theirs.staged, id + 1);
+      inputs.push_back(theirs.cells[id % kDepth] + static_cast<size_t>(rank_) * room);
+    }
+    if (o.kind == OpKind::ReduceScatter) {
+      kernels::reduce(o.kernel_op(), o.out.dtype, o.out.at(c * piece), inputs, count, o.finish(size_));
+    } else {
+      for (int r = 0; r < size_; ++r)
+        copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
+    }
+    advance(mine.consumed, id + 1);
+    ring_peers();
+  };
+
+  for (uint64_t c = 0; c < chunks + 1; ++c) {
+    if (c < chunks) stage(c);
+    if (c >= 1) consume(c - 1);
+  }
+}
+
+void ShmCommunicator::gather_through_cells(const Operation& o) {
+  const size_t element = size_of(o.out.dtype), piece = kCell / element;
+  size_t longest = 0;
+  for (int r = 0; r < size_; ++r) longest = std::max(longest, o.parts.count(r));
+  const uint64_t chunks = (longest + piece - 1) / piece, base = chunks_;
+  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
+  chunks_ += chunks;
+  advance(mine.gathered, chunks_);
+  const auto length = [&](int r, uint64_t c) {
+    const size_t count = o.parts.count(r);
+    return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
+  };
+  copy_bytes(o.out.at(o.parts.begin(rank_)), o.in.data, o.in.bytes());
+
+  for (uint64_t c = 0; c < chunks + 1; ++c) {
+    if (c < chunks) {
+      const uint64_t id = base + c;
+      for (int r = 0; r < size_; ++r)
+        if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+      copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
+      advance(mine.staged, id + 1);
+      ring_peers();
+    }
+    if (c >= 1) {
+      const uint64_t id = base + c - 1;
+      for (int i = 1; i < size_; ++i) {
+        const int r = (rank_ + i) % size_;
+        ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
+        await(o, r, theirs.staged, id + 1);
+        copy_bytes(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element);
+      }
+      advance(mine.consumed, id + 1);
+      ring_peers();
+    }
+  }
+}
+
+// Root stages, the others copy out.
+void ShmCommunicator::broadcast_through_cells(const Operation& o) {
+  const size_t element = size_of(o.out.dtype), piece = kCell / element;
+  const uint64_t chunks = (o.out.count + piece - 1) / piece, base = chunks_;
+  ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
+  chunks_ += chunks;
+  advance(mine.gathered, chunks_);
+  const auto length = [&](uint64_t c) { return std::min<size_t>(piece, o.out.count - c * piece) * element; };
+  if (rank_ != o.root) {
+    advance(mine.staged, chunks_);  // nobody waits for what only root stages
+    meet_for_broadcast(o);
+    ShmRegion& root = *regions_[static_cast<size_t>(o.root)];
+    for (uint64_t c = 0; c < chunks; ++c) {
+      await(o, o.root, root.staged, base + c + 1);
+      copy_bytes(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c));
+      advance(mine.consumed, base + c + 1);
+      ring_peers();
+    }
+    return;
+  }
+  copy_bytes(o.out.data, o.in.data, o.out.bytes());
+  for (uint64_t c = 0; c < chunks; ++c) {
+    const uint64_t id = base + c;
+    for (int r = 0; r < size_; ++r)
+      if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+    copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
+    advance(mine.staged, id + 1);
+    ring_peers();
+  }
+  advance(mine.consumed, chunks_);
+  meet_for_broadcast(o);
+}
+
+}  // namespace roundel::comm

@@ -1,0 +1,69 @@
+// The layout of the shared segment that comm/shm works in, and what its two files (shm.cc, shm_cells.cc) both need.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "base/signature.h"
+#include "kernels/kernels.h"
+#include "plan/plan.h"
+#include "transport/shm.h"
+
+namespace roundel::comm {
+
+inline constexpr size_t kSlots =
+    4;  // operations between the fastest and the slowest rank: receivers do not wait for each other
+inline constexpr size_t kInline = 96;          // the first 32 bytes share a cache line with the flag
+inline constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
+inline constexpr size_t kArenaFrom =
+    2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
+inline constexpr size_t kCell = 128u << 10;  // kDepth cells and results of a rank are 1 MB: a usual L2
+inline constexpr size_t kDepth = 4;          // cells between the fastest and the slowest rank
+inline constexpr size_t kTile = 32u << 10;   // a tile and its sum stay in L1/L2 while the sum is copied to N places
+inline constexpr size_t kAlign = 64;         // slices start on cache lines, so that no two ranks write one
+
+// What a rank says when it enters an operation. `sequence` is written last.
+struct alignas(128) ShmLine {
+  std::atomic<uint64_t> sequence;
+  int64_t arena_offset;  // of the buffer, or -1
+  Signature signature;
+  std::byte inline_data[kInline];
+};
+static_assert(sizeof(ShmLine) == 128);
+
+// One rank's part of the segment; written by it alone, read by all. All zero is a valid start.
+struct ShmRegion {
+  ShmLine lines[kSlots];
+  // Chunks that this rank has: put into its cells, read from its peers' (and answered with its result), read results of.
+  alignas(128) std::atomic<uint64_t> staged;
+  alignas(128) std::atomic<uint64_t> consumed;
+  alignas(128) std::atomic<uint64_t> gathered;
+  alignas(128) std::atomic<uint64_t> finished;  // the last arena operation whose slice is written everywhere
+  alignas(4096) std::byte once[kSlots][kOneShot];
+  std::byte cells[kDepth][kCell];
+  std::byte results[kDepth][kCell];
+};
+static_assert(sizeof(ShmRegion) <= transport::kCollectiveBytes);
+
+// Where slice r of `count` elements lies when slices start on cache lines.
+inline plan::Place slice_of(size_t count, size_t element, int r, int size) {
+  const size_t unit = std::max<size_t>(1, kAlign / element);
+  const size_t units = (count + unit - 1) / unit;
+  const auto part = static_cast<size_t>(r), parts = static_cast<size_t>(size);
+  const size_t begin = std::min(count, units * part / parts * unit), end = std::min(count, units * (part + 1) / parts * unit);
+  return {plan::Buffer::Out, begin, end - begin};
+}
+
+inline void copy_bytes(void* to, const void* from, size_t bytes) {
+  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+inline void copy_scaled(DType dtype, void* to, const void* from, size_t count, double factor) {
+  if (factor == 1)
+    copy_bytes(to, from, count * size_of(dtype));
+  else
+    kernels::scale(dtype, to, from, count, factor);
+}
+
+}  // namespace roundel::comm
