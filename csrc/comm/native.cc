@@ -1,7 +1,6 @@
 #include "comm/native.h"
 
-#include <cstring>
-
+#include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
 
@@ -33,8 +32,8 @@ plan::Collective collective_of(OpKind kind) {
 void copy_in(View to, const View& from, double prescale) {
   if (prescale != 1)
     kernels::scale(to.dtype, to.data, from.data, to.count, prescale);
-  else if (to.data != from.data && to.count > 0)
-    std::memcpy(to.data, from.data, to.bytes());
+  else
+    copy_bytes(to.data, from.data, to.bytes());
 }
 
 }  // namespace

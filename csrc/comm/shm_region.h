@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
+#include "base/copy.h"
 #include "base/signature.h"
 #include "kernels/kernels.h"
 #include "plan/plan.h"
@@ -53,10 +53,6 @@ inline plan::Place slice_of(size_t count, size_t element, int r, int size) {
   const auto part = static_cast<size_t>(r), parts = static_cast<size_t>(size);
   const size_t begin = std::min(count, units * part / parts * unit), end = std::min(count, units * (part + 1) / parts * unit);
   return {plan::Buffer::Out, begin, end - begin};
-}
-
-inline void copy_bytes(void* to, const void* from, size_t bytes) {
-  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
 }
 
 inline void copy_scaled(DType dtype, void* to, const void* from, size_t count, double factor) {

@@ -1,9 +1,9 @@
 #include "plan/executor.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 
+#include "base/copy.h"
 #include "base/error.h"
 
 namespace roundel::plan {
@@ -92,7 +92,7 @@ void Executor::start_round(Job& job, Lane& lane) {
         break;
       }
       case Action::Copy:
-        std::memcpy(view.data, job.view(step.from[0], lane.piece).data, view.bytes());
+        copy_bytes(view.data, job.view(step.from[0], lane.piece).data, view.bytes());
         break;
     }
   }

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
 
@@ -141,7 +142,7 @@ class RingChannel final : public Channel {
       copy(
           head, take,
           [&](std::byte* ring, size_t at, size_t n) {
-            std::memcpy(ring, static_cast<const std::byte*>(part.iov_base) + at, n);
+            copy_bytes(ring, static_cast<const std::byte*>(part.iov_base) + at, n);
           },
           out_);
       head += take;
@@ -161,7 +162,7 @@ class RingChannel final : public Channel {
     const size_t take = std::min<size_t>(bytes, ready);
     copy(
         tail, take,
-        [&](const std::byte* ring, size_t at, size_t n) { std::memcpy(static_cast<std::byte*>(data) + at, ring, n); }, in_);
+        [&](const std::byte* ring, size_t at, size_t n) { copy_bytes(static_cast<std::byte*>(data) + at, ring, n); }, in_);
     in_->tail.store(tail + take, std::memory_order_release);
     bell_->ring();
     return take;

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "base/clock.h"
+#include "base/copy.h"
 #include "base/crc32c.h"
 #include "base/env.h"
 #include "base/error.h"
@@ -67,6 +68,21 @@ TEST(hmac_has_the_values_of_rfc_4231) {
   const std::string long_key(131, '\xaa');
   CHECK_EQ(hex(hmac_sha256(bytes(long_key), bytes("Test Using Larger Than Block-Size Key - Hash Key First"))),
            std::string("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"));
+}
+
+TEST(copies_are_whole_at_every_length_and_place) {
+  std::vector<unsigned char> from(10'000), to(10'000);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 31 + i / 256);
+  for (const size_t bytes : {0, 1, 63, 64, 2047, 2048, 2049, 4096, 9000})
+    for (const size_t source : {0, 1, 17, 64})
+      for (const size_t target : {0, 1, 63, 100}) {
+        std::fill(to.begin(), to.end(), 0xee);
+        copy_bytes(to.data() + target, from.data() + source, bytes);
+        CHECK(std::memcmp(to.data() + target, from.data() + source, bytes) == 0);
+        CHECK(to[target + bytes] == 0xee && (target == 0 || to[target - 1] == 0xee));
+      }
+  copy_bytes(from.data(), from.data(), from.size());
+  CHECK_EQ(from[9'999], static_cast<unsigned char>(9'999 * 31 + 9'999 / 256));
 }
 
 TEST(settings_are_parsed_or_refused_with_their_name) {

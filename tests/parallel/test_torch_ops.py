@@ -134,10 +134,12 @@ def test_in_place_operations_on_a_view_leave_the_rest_alone(comm):
 
 
 def test_lazily_negated_tensors_arrive_negated(comm):
-    x = torch.full((4,), 1 + 2j).conj().imag
-    assert x.is_neg()
-    assert_equal(hvd.allreduce(x, op=hvd.Max), torch.full((4,), -2.0))
-    assert_equal(hvd.allreduce(x.contiguous(), op=hvd.Max), torch.full((4,), -2.0))
+    for count in (1, 4):  # a single element is contiguous, and still negated
+        x = torch.full((count,), 1 + 2j).conj().imag
+        assert x.is_neg()
+        assert_equal(hvd.allreduce(x, op=hvd.Max), torch.full((count,), -2.0))
+        hvd.allreduce_(x, op=hvd.Sum)
+        assert_equal(x.clone(), torch.full((count,), -2.0 * comm.size))
 
 
 def test_in_place_on_leaves_that_require_grad(comm):
@@ -166,6 +168,7 @@ def test_inside_inference_mode(comm):
         assert_equal(hvd.allreduce(x, op=hvd.Sum), reduced("Sum", comm.size, (5, 7), "float32"))
         y = torch.full((3,), float(comm.rank))
         assert_equal(hvd.broadcast_(y, comm.size - 1), torch.full((3,), comm.size - 1.0))
+    assert_equal(hvd.allreduce_(y, op=hvd.Max), torch.full((3,), comm.size - 1.0))  # an inference tensor outside
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -221,11 +224,23 @@ def test_gradient_of_a_scaled_allreduce_is_scaled_alike(comm):
 
 def test_second_derivatives_of_allreduce(comm):
     x = torch.full((3,), 2.0, requires_grad=True)
-    y = hvd.allreduce(x**2, op=hvd.Average)
+    y = hvd.allreduce(x**2, op=hvd.Average) ** 2  # x^4, where x is the same on all ranks
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
-    torch.testing.assert_close(first, torch.full((3,), 4.0))
-    torch.testing.assert_close(second, torch.full((3,), 2.0))
+    torch.testing.assert_close(first, torch.full((3,), 4.0 * 2**3))
+    torch.testing.assert_close(second, torch.full((3,), 12.0 * 2**2))
+
+
+def test_second_derivatives_of_allgather_and_broadcast(comm):
+    for gather in (lambda x: hvd.allgather(x)[:3], lambda x: hvd.broadcast(x, 0)):
+        x = torch.full((3,), 2.0, requires_grad=True)
+        y = gather(x**2) ** 2
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+        root = float(comm.rank == 0)
+        torch.testing.assert_close(first, torch.full((3,), root * 4 * 2**3))
+        # d/dx of mean over ranks of 2 y * 2 x, where the ranks' y depend on root's x and the mean is taken once more on the way back
+        torch.testing.assert_close(second, torch.full((3,), root * (4 * 2**2 + 8 * 2**2 / comm.size)))
 
 
 def test_gradient_goes_through_compression(comm):

@@ -320,7 +320,9 @@ def test_gradients_set_by_hand_are_reduced(comm):
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0))
     for step in range(1, 4):
         p.grad = torch.full((3,), float(comm.rank))
-        optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
         torch.testing.assert_close(p.detach(), torch.full((3,), -step * (comm.size - 1) / 2))
 
 

@@ -84,7 +84,7 @@ def _write_back(target: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     def finish(result: torch.Tensor) -> torch.Tensor:
         if result.data_ptr() != detached.data_ptr():
             detached.copy_(result)
-        elif not detached.is_inference():
+        else:
             increment_version(detached)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
         return target
 
@@ -241,7 +241,9 @@ class _Broadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         reduced = _AllReduce.apply(gradient, ctx.name, Average, 1.0, 1.0)
-        return reduced if rank() == ctx.root_rank else torch.zeros_like(reduced), None, None
+        if rank() != ctx.root_rank:  # zeros that remember where they come from: the ranks' second derivatives meet as well
+            reduced = reduced.masked_fill(torch.ones_like(reduced, dtype=torch.bool), 0)
+        return reduced, None, None
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from roundel import _core
 from roundel.errors import InvalidArgumentError, RoundelError
@@ -23,7 +23,7 @@ from roundel.world import communicator, rank
 
 __all__ = ["Reducer"]
 
-_reducer_of = WeakIdKeyDictionary()  # parameter -> weak reference to the Reducer whose hooks it has
+_reducer_of = WeakTensorKeyDictionary()  # parameter -> weak reference to the Reducer whose hooks it has
 
 
 def _remove(hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
