@@ -17,7 +17,7 @@ std::string Signature::describe() const {
   if (kind == OpKind::AllReduce || kind == OpKind::ReduceScatter)
     text += std::string(", ") + (static_cast<int>(op) < kReduceOps ? name_of(op) : "unknown op");
   if (kind == OpKind::Broadcast) text += format(" from root %d", root);
-  return text + format(" [name, scale and parts hash %04x, plan %d]", salt, algorithm);
+  return text + format(" [name, shape, scale and parts hash %04x, plan %d]", salt, algorithm);
 }
 
 }  // namespace roundel

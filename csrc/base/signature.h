@@ -19,7 +19,7 @@ struct Signature {
   ReduceOp op = ReduceOp::Sum;
   uint8_t algorithm = 0;  // index of the plan; ranks forced to different plans must not meet
   uint16_t root = 0;
-  uint16_t salt = 0;   // hash of tensor name, scale factors and parts
+  uint16_t salt = 0;   // hash of tensor name, shape, scale factors and parts
   uint64_t count = 0;  // elements
 
   bool operator==(const Signature&) const = default;

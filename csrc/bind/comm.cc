@@ -115,6 +115,7 @@ struct PyCommunicator {
     o.timeout = timeout;
     Array in = to_array(x, out.is(x), "allreduce's input");
     py::object result = result_for(out, x, in, in.shape);
+    o.shape = in.shape;
     Array to = result.is(x) ? in : to_array(result, true, "allreduce's out");
     return finish_call(std::move(o), std::move(result), std::move(in), std::move(to));
   }
@@ -169,6 +170,7 @@ struct PyCommunicator {
     o.name = name;
     o.timeout = timeout;
     Array array = to_array(x, rank() != root, "broadcast's array");
+    o.shape = array.shape;
     return finish_call(std::move(o), x, array, array);
   }
 

@@ -102,6 +102,7 @@ Signature sign(const Operation& o) {
   const double scales[2] = {o.prescale, o.postscale};
   uint32_t hash = crc32c(o.name.data(), o.name.size());
   hash = crc32c(scales, sizeof scales, hash);
+  hash = crc32c(o.shape.data(), o.shape.size() * sizeof(int64_t), hash);
   if (o.kind == OpKind::ReduceScatter || o.kind == OpKind::AllGather)
     for (int r = 0; r < o.parts.size(); ++r) {
       const uint64_t count = o.parts.count(r);

@@ -26,6 +26,7 @@ struct Operation {
   double prescale = 1, postscale = 1;
   int root = 0;
   plan::Parts parts = plan::Parts::even(0, 1);
+  std::vector<int64_t> shape;  // AllReduce, Broadcast: of the array; only compared between ranks
   std::string name;
   double timeout = 0;  // seconds; 0: ROUNDEL_TIMEOUT
 

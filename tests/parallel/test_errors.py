@@ -20,6 +20,7 @@ DIFFERENT = {
     "dtype": lambda c, n: c.allreduce(np.ones(n, np.int32), name="a"),
     "op": lambda c, n: c.allreduce(np.ones(n, np.float32), ReduceOp.Max, name="a"),
     "name": lambda c, n: c.allreduce(np.ones(n, np.float32), name="b"),
+    "shape": lambda c, n: c.allreduce(np.ones((n // 2, 2), np.float32), name="a"),
     "scale": lambda c, n: c.allreduce(np.ones(n, np.float32), name="a", prescale=2.0),
     "collective": lambda c, n: c.allgather(np.ones(n // c.size, np.float32), name="a"),
 }

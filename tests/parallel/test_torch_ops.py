@@ -239,7 +239,7 @@ def test_second_derivatives_of_allgather_and_broadcast(comm):
         (second,) = torch.autograd.grad(first.sum(), x)
         root = float(comm.rank == 0)
         torch.testing.assert_close(first, torch.full((3,), root * 4 * 2**3))
-        # d/dx of mean over ranks of 2 y * 2 x, where the ranks' y depend on root's x and the mean is taken once more on the way back
+        # d/dx of (mean over ranks of 2 y) * 2 x, where all y depend on root's x and another mean is taken on the way back
         torch.testing.assert_close(second, torch.full((3,), root * (4 * 2**2 + 8 * 2**2 / comm.size)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import roundel
@@ -276,6 +277,7 @@ def test_a_rank_whose_backward_fails_after_all_its_gradients_gives_up_too(comm, 
         if comm.rank == 0:
             fail_in_backward(model, (through, y))
             assert all(p.grad is not None for p in model.parameters())
+            time.sleep(0.1)  # time for whatever was launched to finish
         else:
             loss_of(model, (through, y)).backward()
             with pytest.raises(roundel.RoundelError, match="rank 0 gave up"):

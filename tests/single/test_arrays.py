@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-
 import roundel
 from roundel import InvalidArgumentError, PeerLostError, RoundelError, _core
 

@@ -8,7 +8,6 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-
 import roundel
 
 ROUNDEL = str(Path(sysconfig.get_path("scripts")) / "roundel")
