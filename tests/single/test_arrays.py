@@ -1,4 +1,4 @@
-"""Arrays of any library go in without a copy and come back as the same library's; what cannot go in is refused with a reason."""
+"""Arrays of any library go in without a copy and come back as the same library's; what cannot go in is refused, and why."""
 
 from __future__ import annotations
 
