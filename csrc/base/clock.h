@@ -11,6 +11,7 @@ using Clock = std::chrono::steady_clock;
 class Deadline {
  public:
   static Deadline after(double seconds) {
+    seconds = std::min(seconds, 1e9);  // "never" in a clock that counts nanoseconds
     return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
   }
   bool passed() const { return Clock::now() >= at_; }

@@ -10,6 +10,7 @@
 
 #include "base/env.h"
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
 
@@ -64,6 +65,18 @@ class Handle {
   py::object result_;
   std::vector<py::object> keep_;
 };
+
+// Lets go of what is done. Python code may run when objects go, and come here again: so first out of the list, then away.
+void sweep_unfinished() {
+  Unfinished done;
+  for (auto it = unfinished().begin(); it != unfinished().end();) {
+    const auto next = std::next(it);
+    if (it->first->done()) done.splice(done.end(), unfinished(), it);
+    it = next;
+  }
+}
+
+thread_local bool t_is_main_thread = false;
 
 ReduceOp to_op(int op) {
   if (op < 0 || op >= kReduceOps) throw InvalidArgument(format("op: expected Sum, Average, Min, Max or Product, got %d", op));
@@ -242,6 +255,7 @@ void def_both(py::class_<PyCommunicator>& cls, const std::string& name, Call (Py
   cls.def(
       name.c_str(),
       [make](const PyCommunicator& self, Args... args) {
+        if (!unfinished().empty()) sweep_unfinished();
         Call call = (self.*make)(args...);
         {
           const py::gil_scoped_release unlocked;
@@ -253,7 +267,7 @@ void def_both(py::class_<PyCommunicator>& cls, const std::string& name, Call (Py
   const std::string async_doc = "Start " + name + "; returns a Handle. The arrays belong to the operation until it is done.";
   cls.def((name + "_async").c_str(),
           [make](const PyCommunicator& self, Args... args) {
-            std::erase_if(unfinished(), [](const auto& entry) { return entry.first->done(); });
+            sweep_unfinished();
             Call call = (self.*make)(args...);
             auto request = self.native->start(std::move(call.operation));
             return Handle(std::move(request), std::move(call));
@@ -278,8 +292,10 @@ PyCommunicator open(int rank, int size, const std::string& rendezvous, int rende
   return {Communicator::open(transport::open_world(job))};
 }
 
-// Ctrl-C ends a wait: the pending KeyboardInterrupt is thrown through the core.
+// Ctrl-C ends a wait: the pending KeyboardInterrupt is thrown through the core. Python runs signal handlers on its main thread
+// only; other threads return at once, without asking for the GIL.
 void check_signals() {
+  if (!t_is_main_thread) return;
   const py::gil_scoped_acquire locked;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -287,7 +303,8 @@ void check_signals() {
 }  // namespace
 
 void bind_comm(py::module_& m) {
-  comm::set_interrupt_check(&check_signals);
+  t_is_main_thread = true;  // modules are imported there; where not, Ctrl-C waits for the operation's end
+  set_interrupt_check(&check_signals);
   py::class_<Handle>(m, "Handle", "An operation under way.")
       .def("done", &Handle::done, "True when wait() would not block.")
       .def("wait", &Handle::wait, "Block until the operation is done; return its result or raise its error.");

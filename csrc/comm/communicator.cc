@@ -1,10 +1,12 @@
 #include "comm/communicator.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 
 #include "base/env.h"
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "comm/native.h"
 #include "comm/shm.h"
 
@@ -13,19 +15,19 @@ namespace {
 
 constexpr size_t kTransferBytes = 1u << 20;  // a transfer travels in messages of this size
 constexpr size_t kAlignment = 64;
-constexpr std::chrono::milliseconds kInterruptPeriod{100};
+constexpr std::chrono::milliseconds kCheckPeriod{
+    50};  // for what need not be looked at all the time: signals, deadlines of others
 
-void (*g_interrupt_check)() = [] {};
+// The communicator of which this thread runs an operation: a signal handler must not wait for what its own thread holds.
+thread_local const Communicator* t_executing = nullptr;
 
 }  // namespace
 
-void set_interrupt_check(void (*check)()) { g_interrupt_check = check; }
-
 void Request::wait() {
   std::unique_lock lock(mutex_);
-  while (!completed_.wait_for(lock, kInterruptPeriod, [this] { return done(); })) {
+  while (!completed_.wait_for(lock, kCheckPeriod, [this] { return done(); })) {
     lock.unlock();
-    g_interrupt_check();
+    check_interrupt();
     lock.lock();
   }
   if (error_) std::rethrow_exception(error_);
@@ -62,6 +64,9 @@ Communicator::Communicator(std::shared_ptr<transport::World> world)
 Communicator::~Communicator() { close(); }
 
 void Communicator::close() {
+  const bool nested = t_executing == this;
+  std::unique_lock closing(close_mutex_, std::defer_lock);
+  if (!nested) closing.lock();
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
@@ -69,6 +74,7 @@ void Communicator::close() {
   }
   ready_.notify_all();
   world_->bell().ring();
+  if (nested) return;  // the operation around this call ends with an error; what is left is done by the next close()
   if (progress_.joinable()) progress_.join();
   std::unique_lock lock(mutex_);
   ready_.wait(lock, [this] { return !executing_; });  // a blocking call on another thread is about to notice closing_
@@ -76,6 +82,8 @@ void Communicator::close() {
 
 void Communicator::leave(double seconds) {
   close();
+  if (t_executing == this) return world_->monitor->leave(Deadline::after(0));
+  const std::lock_guard closing(close_mutex_);
   if (world_->monitor == nullptr) return;
   world_->transport.reset();  // closes the sockets: peers that still need this rank find the end of what it has sent
   world_->monitor->leave(Deadline::after(seconds));
@@ -91,6 +99,7 @@ std::byte* Communicator::allocate(size_t bytes) {
 }
 
 void Communicator::release(std::byte* data) {
+  if (in_forked_child() || (failed_ && world_->memory != nullptr)) return;
   if (world_->memory != nullptr)
     world_->memory->arena().free(data);
   else
@@ -101,6 +110,8 @@ void Communicator::prepare(Operation& operation) {
   validate(operation, world_->rank, world_->size);
   operation.signature = sign(operation);
   if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", world_->rank));
+  refuse_nested_call();
+  if (std::isnan(operation.timeout)) throw InvalidArgument(format("rank %d: timeout: expected seconds, got nan", world_->rank));
   if (operation.timeout <= 0) operation.timeout = default_timeout_;
   operation.deadline = Deadline::after(operation.timeout);
 }
@@ -112,22 +123,43 @@ void Communicator::run(Operation operation) {
   if (operation.kind == OpKind::PointToPoint || !idle || failure_) {
     const auto request = enqueue(std::move(operation));
     lock.unlock();
-    return request->wait();
+    return wait_for_queued(*request);
   }
   executing_ = true;
   operation.sequence = next_sequence_++;
   lock.unlock();
   std::exception_ptr error;
+  t_executing = this;
   try {
     execute(operation);
   } catch (...) {
     error = fail(std::current_exception(), &operation);
   }
+  t_executing = nullptr;
   lock.lock();
   executing_ = false;
   lock.unlock();
   ready_.notify_all();
   if (error) std::rethrow_exception(error);
+}
+
+// An interrupted wait must not return before the operation is over: its buffers are the caller's.
+void Communicator::wait_for_queued(Request& request) {
+  try {
+    request.wait();
+  } catch (...) {
+    if (request.done()) throw;
+    interrupted_ = true;
+    world_->bell().ring();
+    std::unique_lock lock(request.mutex_);
+    request.completed_.wait(lock, [&] { return request.done(); });
+    throw;
+  }
+}
+
+void Communicator::refuse_nested_call() const {
+  if (t_executing == this)
+    throw Error(format("rank %d: called from inside another operation, perhaps by a signal handler", world_->rank));
 }
 
 std::shared_ptr<Request> Communicator::start(Operation operation) {
@@ -253,7 +285,9 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
   if (world_->monitor->troubled()) world_->monitor->raise_trouble(operation.describe());
   if (world_->monitor->somebody_left()) {
     world_->transport->poll();
+    reap_transfers();
     std::vector<int> gone = needed();
+    for (const Transfer& transfer : transfers_) gone.push_back(transfer.queued.operation.root);
     std::erase_if(gone, [this](int rank) { return !world_->transport->exhausted(rank); });
     try {
       world_->monitor->raise_if_left(gone, operation.describe());
@@ -262,17 +296,36 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
       throw;
     }
   }
-  if (std::this_thread::get_id() != progress_.get_id() && Clock::now() - last_interrupt_check_ > kInterruptPeriod) {
-    last_interrupt_check_ = Clock::now();
-    g_interrupt_check();
+  if (interrupted_) throw Error(format("rank %d: interrupted during %s", world_->rank, operation.describe().c_str()));
+  if (Clock::now() - last_check_ > kCheckPeriod) {
+    last_check_ = Clock::now();
+    check_interrupt();
+    check_deadlines();
   }
   if (operation.deadline.passed())
     throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank,
                          operation.describe().c_str(), operation.timeout, join_ranks(needed()).c_str()));
 }
 
+// Of all that is under way or waiting its turn: none may outlive its deadline because another one is patient.
+void Communicator::check_deadlines() {
+  const auto check = [this](const Operation& o) {
+    if (o.deadline.passed())
+      throw Timeout(format("[%s] rank %d: %s timed out after %g s before its turn or its peer came", name(), world_->rank,
+                           o.describe().c_str(), o.timeout));
+  };
+  for (const Transfer& transfer : transfers_) check(transfer.queued.operation);
+  const std::lock_guard lock(mutex_);
+  for (const Queued& queued : collectives_) check(queued.operation);
+}
+
+bool Communicator::disturbed() const {
+  return closing_ || interrupted_ || has_new_transfers_.load(std::memory_order_acquire) || world_->monitor->troubled();
+}
+
 // Ends everything with this error, after giving it the operation's name where it has none. Called by whoever holds executing_.
 std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation* during) {
+  std::exception_ptr shared;
   try {
     std::rethrow_exception(error);
   } catch (const PeerLost& e) {
@@ -287,24 +340,33 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
       }
     }
     if (!closing_) world_->monitor->report(e, e.ranks);
+  } catch (const CorruptFrame& e) {
+    const std::string op = during != nullptr ? during->describe() : "an operation";
+    error =
+        std::make_exception_ptr(CorruptFrame(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), op.c_str())));
+    if (!closing_) world_->monitor->report(e, {});
   } catch (const Error& e) {
     if (!closing_) world_->monitor->report(e, {});
-  } catch (const std::exception& e) {
-    if (!closing_) world_->monitor->report(Error(format("rank %d: %s", world_->rank, e.what())), {});
+  } catch (const std::exception& e) {  // such as Ctrl-C: this caller's alone, the others get its text
+    const Error told(format("rank %d: %s", world_->rank, e.what()));
+    if (!closing_) world_->monitor->report(told, {});
+    shared = std::make_exception_ptr(told);
   }
+  if (shared == nullptr) shared = error;
+  if (!closing_) failed_ = true;
   world_->transport->abandon();
-  for (Transfer& transfer : transfers_) transfer.queued.request->complete(error);
+  for (Transfer& transfer : transfers_) transfer.queued.request->complete(shared);
   std::deque<Queued> ended;
   {
     const std::lock_guard lock(mutex_);
     transfers_.clear();
-    if (!failure_) failure_ = error;
+    if (!failure_) failure_ = shared;
     for (auto* queue : {&collectives_, &new_transfers_}) {
       for (Queued& queued : *queue) ended.push_back(std::move(queued));
       queue->clear();
     }
   }
-  for (Queued& queued : ended) queued.request->complete(error);
+  for (Queued& queued : ended) queued.request->complete(shared);
   return error;
 }
 

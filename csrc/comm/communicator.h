@@ -27,7 +27,7 @@ namespace roundel::comm {
 class Request {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
-  // Blocks until done; throws what the operation threw, or what the interrupt check throws.
+  // Blocks until done; throws what the operation threw. Throws what check_interrupt() throws too: the operation then goes on.
   void wait();
 
  private:
@@ -39,10 +39,6 @@ class Request {
   std::condition_variable completed_;
 };
 
-// Called about ten times a second by threads that wait in run() or wait(); it may throw to end the wait (Ctrl-C). Set once, by
-// bind/.
-void set_interrupt_check(void (*check)());
-
 class Communicator {
  public:
   // Shared memory for ranks of one host, plans over the transport otherwise (or when ROUNDEL_ALGORITHM forces one).
@@ -52,11 +48,13 @@ class Communicator {
   void run(Operation operation);
   std::shared_ptr<Request> start(Operation operation);
 
-  // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release().
+  // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which
+  // after a failure keeps it until the communicator goes: a peer that comes late may still write there.
   std::byte* allocate(size_t bytes);
   void release(std::byte* data);
 
-  // Ends pending operations with an error and stops the progress thread. Idempotent.
+  // Ends pending operations with an error and stops the progress thread. Any thread, any number of times; from inside an
+  // operation (a signal handler) it only marks the end.
   void close();
 
   // close(), says goodbye to the other ranks, and closes all connections. Rank 0 waits up to `seconds` for the others to leave
@@ -77,6 +75,9 @@ class Communicator {
   using Needed = std::function<std::vector<int>()>;
   void look_around(const Operation& operation, const Needed& needed);
 
+  // Something that look_around() acts on has happened: a sleep must not begin.
+  bool disturbed() const;
+
   std::shared_ptr<transport::World> world_;
 
  private:
@@ -90,6 +91,9 @@ class Communicator {
   };
 
   void prepare(Operation& operation);
+  void refuse_nested_call() const;
+  void wait_for_queued(Request& request);
+  void check_deadlines();
   std::shared_ptr<Request> enqueue(Operation operation);  // with mutex_ held
   void progress_loop();
   void work();
@@ -107,7 +111,10 @@ class Communicator {
   std::exception_ptr failure_;
   std::atomic<bool> closing_{false};
   std::thread progress_;
-  Clock::time_point last_interrupt_check_{};  // of whoever holds executing_
+  Clock::time_point last_check_{};  // of whoever holds executing_
+  std::atomic<bool> interrupted_{false};
+  std::atomic<bool> failed_{false};
+  std::mutex close_mutex_;
   double default_timeout_;
   uint64_t next_sequence_ = 1;
 

@@ -28,7 +28,7 @@ void ShmCommunicator::await(const Operation& o, int peer, const std::atomic<uint
       if (ready()) return;  // it did its part before it was lost
       throw;
     }
-    memory_.bell().sleep_on_futex(ready, o.deadline);
+    memory_.bell().sleep_on_futex([&] { return ready() || disturbed(); }, o.deadline);
     backoff.reset();
   }
 }
@@ -139,7 +139,7 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
 
   if (broadcasts) {
     meet_for_broadcast(o);
-    return copy_bytes(o.out.data, data_of(o.root), o.out.bytes());
+    return copy_bytes(o.out.data, rank_ == o.root ? o.in.data : data_of(o.root), o.out.bytes());
   }
   bool all_published = true;
   for (int r = 0; r < size_; ++r)
@@ -171,6 +171,7 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
 // copies[r] is rank r's buffer. This rank sums its slice of all of them into its own, then writes the sum to the others, tile
 // by tile.
 void ShmCommunicator::reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies) {
+  if (world_->monitor->troubled()) world_->monitor->raise_trouble(o.describe());  // a peer may have given its buffer up
   const size_t element = size_of(o.out.dtype);
   const plan::Place slice = slice_of(o.out.count, element, rank_, size_);
   const size_t tile = kTile / element;

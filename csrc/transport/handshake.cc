@@ -13,6 +13,7 @@
 #include <list>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 
 namespace roundel::transport {
 namespace {
@@ -96,8 +97,10 @@ struct Stranger {
 
 void wait_ready(int fd, short events, Deadline deadline, const char* what) {
   pollfd entry{fd, events, 0};
-  while (::poll(&entry, 1, deadline.milliseconds_left(1000)) <= 0)
+  while (::poll(&entry, 1, deadline.milliseconds_left(100)) <= 0) {
+    check_interrupt();
     if (deadline.passed()) throw Timeout(format("timed out while %s", what));
+  }
 }
 
 // One try: a connected socket, or none with errno set when nobody listens there.
@@ -243,6 +246,7 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
     if (deadline.passed())
       throw Timeout(
           format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
+    check_interrupt();
     ::poll(nullptr, 0, deadline.milliseconds_left(20));
     fd = try_connect(address, deadline);
   }
@@ -282,7 +286,8 @@ std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, con
   while (admitted.size() < expected.size() && !deadline.passed()) {
     std::vector<pollfd> entries{{strangers.size() < kMaxStrangers ? listen_fd : -1, POLLIN, 0}};
     for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
-    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(200));
+    check_interrupt();
+    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(100));
     size_t at = 1;
     for (auto it = strangers.begin(); it != strangers.end(); ++at) {
       const auto fate = entries[at].revents != 0 ? it->advance(self, role)

@@ -15,6 +15,7 @@
 #include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
+#include "base/interrupt.h"
 
 namespace roundel::transport {
 
@@ -113,6 +114,7 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
     if (got >= 0 || (errno != EAGAIN && errno != EINTR))
       throw Error("a peer closed the connection before it shared its memory");
     if (deadline.passed()) throw Timeout("timed out while waiting for a peer's shared memory");
+    check_interrupt();
     ::usleep(200);
   }
 }
@@ -141,9 +143,7 @@ class RingChannel final : public Channel {
       const size_t take = std::min<size_t>(part.iov_len, room);
       copy(
           head, take,
-          [&](std::byte* ring, size_t at, size_t n) {
-            copy_bytes(ring, static_cast<const std::byte*>(part.iov_base) + at, n);
-          },
+          [&](std::byte* ring, size_t at, size_t n) { copy_bytes(ring, static_cast<const std::byte*>(part.iov_base) + at, n); },
           out_);
       head += take;
       room -= take;

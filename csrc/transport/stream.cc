@@ -165,6 +165,7 @@ bool StreamTransport::begin_payload(Peer& peer) {
   const FrameHeader& header = peer.header;
   peer.key = {header.sequence, header.index};
   peer.crc = 0;
+  if (!peer.wants_read) watch_descriptor(peer, peer.wants_write, true);
   if (header.epoch != identity_.epoch) {  // from before a restart: read and forget
     peer.fate = Peer::Fate::Dropped;
     peer.dropped.resize(header.length);
@@ -182,7 +183,7 @@ bool StreamTransport::begin_payload(Peer& peer) {
     peer.into = exact->second.into;
     return true;
   }
-  if (peer.early_bytes > 0 && peer.early_bytes + header.length > kMaxEarly) {
+  if (peer.early_bytes > 0 && peer.early_bytes + header.length > kMaxEarly && peer.posted.empty()) {
     if (peer.wants_read) watch_descriptor(peer, peer.wants_write, false);
     return false;
   }

@@ -2,7 +2,7 @@
 // whose ranks share hosts in part needs nothing else.
 //
 // A message whose receive is already posted goes straight to its destination. One that comes early is kept, up to kMaxEarly
-// bytes per peer; then that peer's channel is left unread until the operation it is ahead of has caught up.
+// bytes per peer; then that peer's channel is left unread until something from that peer is waited for.
 #pragma once
 
 #include <array>
