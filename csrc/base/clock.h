@@ -18,7 +18,6 @@ class Deadline {
   double seconds_left() const { return std::max(0.0, std::chrono::duration<double>(at_ - Clock::now()).count()); }
   // For poll and epoll_wait: rounded up, so that a wait does not wake just before its deadline and spin.
   int milliseconds_left(int at_most) const { return static_cast<int>(std::min<double>(at_most, seconds_left() * 1e3 + 1)); }
-  Deadline sooner(Deadline other) const { return Deadline(std::min(at_, other.at_)); }
 
  private:
   explicit Deadline(Clock::time_point at) : at_(at) {}

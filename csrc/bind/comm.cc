@@ -83,6 +83,14 @@ ReduceOp to_op(int op) {
   return static_cast<ReduceOp>(op);
 }
 
+Operation named(OpKind kind, const std::string& name, double timeout) {
+  Operation operation;
+  operation.kind = kind;
+  operation.name = name;
+  operation.timeout = timeout;
+  return operation;
+}
+
 // How rows (of dimension 0) are divided among ranks, in elements.
 plan::Parts parts_of_rows(const std::vector<size_t>& rows, size_t row_elements) {
   std::vector<size_t> counts;
@@ -119,13 +127,10 @@ struct PyCommunicator {
 
   Call allreduce(const py::object& x, int op, const py::object& out, double prescale, double postscale, const std::string& name,
                  double timeout) const {
-    Operation o;
-    o.kind = OpKind::AllReduce;
+    Operation o = named(OpKind::AllReduce, name, timeout);
     o.op = to_op(op);
     o.prescale = prescale;
     o.postscale = postscale;
-    o.name = name;
-    o.timeout = timeout;
     Array in = to_array(x, out.is(x), "allreduce's input");
     py::object result = result_for(out, x, in, in.shape);
     o.shape = in.shape;
@@ -135,13 +140,10 @@ struct PyCommunicator {
 
   Call reduce_scatter(const py::object& x, int op, const py::object& out, double prescale, double postscale,
                       const std::string& name, double timeout) const {
-    Operation o;
-    o.kind = OpKind::ReduceScatter;
+    Operation o = named(OpKind::ReduceScatter, name, timeout);
     o.op = to_op(op);
     o.prescale = prescale;
     o.postscale = postscale;
-    o.name = name;
-    o.timeout = timeout;
     Array in = to_array(x, false, "reduce_scatter's input");
     need_rows(in, "reduce_scatter's input");
     std::vector<size_t> rows;
@@ -157,10 +159,7 @@ struct PyCommunicator {
 
   Call allgather(const py::object& x, const std::optional<std::vector<size_t>>& rows, const py::object& out,
                  const std::string& name, double timeout) const {
-    Operation o;
-    o.kind = OpKind::AllGather;
-    o.name = name;
-    o.timeout = timeout;
+    Operation o = named(OpKind::AllGather, name, timeout);
     Array in = to_array(x, false, "allgather's input");
     std::vector<int64_t> shape = in.shape.empty() ? std::vector<int64_t>{1} : in.shape;  // scalars are gathered to a vector
     const std::vector<size_t> all_rows =
@@ -177,21 +176,15 @@ struct PyCommunicator {
   }
 
   Call broadcast(const py::object& x, int root, const std::string& name, double timeout) const {
-    Operation o;
-    o.kind = OpKind::Broadcast;
+    Operation o = named(OpKind::Broadcast, name, timeout);
     o.root = root;
-    o.name = name;
-    o.timeout = timeout;
     Array array = to_array(x, rank() != root, "broadcast's array");
     o.shape = array.shape;
     return finish_call(std::move(o), x, array, array);
   }
 
   Call alltoall(const py::object& x, const py::object& out, const std::string& name, double timeout) const {
-    Operation o;
-    o.kind = OpKind::AllToAll;
-    o.name = name;
-    o.timeout = timeout;
+    Operation o = named(OpKind::AllToAll, name, timeout);
     Array in = to_array(x, false, "alltoall's input");
     need_rows(in, "alltoall's input");
     if (in.shape[0] % size() != 0)

@@ -39,6 +39,7 @@ class ShmCommunicator final : public Communicator {
   void scatter_through_cells(const Operation& o);
   void gather_through_cells(const Operation& o);
   void broadcast_through_cells(const Operation& o);
+  void await_free_cell(const Operation& o, uint64_t id);
   void meet_all(const Operation& o);
   void meet_for_broadcast(const Operation& o);
 

@@ -13,6 +13,14 @@ void advance(std::atomic<uint64_t>& counter, uint64_t to) { counter.store(to, st
 
 }  // namespace
 
+// Waits until every peer is done with what the cell of chunk `id` held before.
+void ShmCommunicator::await_free_cell(const Operation& o, uint64_t id) {
+  for (int i = 1; id >= kDepth && i < size_; ++i) {
+    const int r = (rank_ + i) % size_;
+    await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+  }
+}
+
 // Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered.
 void ShmCommunicator::reduce_through_cells(const Operation& o) {
   const size_t element = size_of(o.out.dtype), per_chunk = kCell / element;
@@ -26,7 +34,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
 
   const auto stage = [&](uint64_t c) {
     const uint64_t id = base + c;
-    if (id >= kDepth) each_peer([&](int r) { await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1); });
+    await_free_cell(o, id);
     each_peer([&](int r) {
       const plan::Place slice = slice_of(length(c), element, r, size_);
       copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
@@ -96,9 +104,7 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
 
   const auto stage = [&](uint64_t c) {
     const uint64_t id = base + c;
-    for (int r = 0; r < size_; ++r) {
-      if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
-    }
+    await_free_cell(o, id);
     for (int r = 0; r < size_; ++r)
       copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
                   length(r, c), o.prescale);
@@ -147,8 +153,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
   for (uint64_t c = 0; c < chunks + 1; ++c) {
     if (c < chunks) {
       const uint64_t id = base + c;
-      for (int r = 0; r < size_; ++r)
-        if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+      await_free_cell(o, id);
       copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
       advance(mine.staged, id + 1);
       ring_peers();
@@ -190,8 +195,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   copy_bytes(o.out.data, o.in.data, o.out.bytes());
   for (uint64_t c = 0; c < chunks; ++c) {
     const uint64_t id = base + c;
-    for (int r = 0; r < size_; ++r)
-      if (r != rank_ && id >= kDepth) await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+    await_free_cell(o, id);
     copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
     ring_peers();

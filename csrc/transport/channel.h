@@ -18,8 +18,8 @@ class Channel {
   virtual size_t read(void* data, size_t bytes) = 0;
   // Descriptor to wait on, or -1 when the doorbell announces this channel's bytes.
   virtual int descriptor() const { return -1; }
-  // Whether payloads need a checksum (they leave the machine) or not.
-  virtual bool leaves_process_memory() const = 0;
+  // Whether bytes travel over a network, where payloads are checksummed.
+  virtual bool leaves_host() const = 0;
 };
 
 // Internal to transport/: caught by the stream layer, which knows the operation, and turned into PeerLost.

@@ -6,7 +6,7 @@
 //   checks it; HMAC(client key, all above)  -> checks it
 //
 // Both keys derive from the 32-byte job token; nonces are fresh, so nothing can be replayed; the keys differ by direction, so
-// nothing can be reflected. An acceptor reads at most 128 bytes, for at most 5 seconds, from at most 64 strangers at a time.
+// nothing can be reflected. An acceptor reads at most 112 bytes, for at most 5 seconds, from at most 64 strangers at a time.
 #pragma once
 
 #include <sys/socket.h>

@@ -63,7 +63,6 @@ std::unique_ptr<World> open_world(const Job& job) {
   world->epoch = job.epoch;
   for (int r = 0; r < job.size; ++r) {
     world->host.push_back(met.peers[static_cast<size_t>(r)].host);
-    world->addresses.push_back(met.peers[static_cast<size_t>(r)].address.text);
     if (met.peers[static_cast<size_t>(r)].host == met.peers[static_cast<size_t>(job.rank)].host) world->local.push_back(r);
   }
   const bool one_host = static_cast<int>(world->local.size()) == job.size;

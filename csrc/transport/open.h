@@ -20,7 +20,6 @@ struct World {
   bool all_local = true;   // every pair talks through shared memory
   bool mixed = false;      // some pairs do, others use tcp; the same on every rank, unlike memory != nullptr
   double spin = 0;         // seconds, see Backoff
-  std::vector<std::string> addresses;
 
   // Destroyed in reverse order: the monitor's thread first of all.
   std::unique_ptr<DoorbellState> private_bell_state;

@@ -168,7 +168,7 @@ class RingChannel final : public Channel {
     return take;
   }
 
-  bool leaves_process_memory() const override { return false; }
+  bool leaves_host() const override { return false; }
 
  private:
   // The range [position, position + bytes) of the ring is one or two runs of memory.

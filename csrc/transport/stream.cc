@@ -94,7 +94,7 @@ Ticket StreamTransport::send(int peer_rank, const Tag& tag, ConstBytes bytes) {
   ROUNDEL_CHECK(bytes.size() <= kMaxPayload && peer_rank != identity_.rank);
   const Ticket ticket = open_ticket();
   Peer& peer = peers_[static_cast<size_t>(peer_rank)];
-  const bool checked = crc_ && peer.channel->leaves_process_memory();
+  const bool checked = crc_ && peer.channel->leaves_host();
   peer.out.push_back({make_header(identity_.epoch, identity_.rank, tag, bytes, checked), bytes, 0, ticket});
   if (peer.out.size() == 1) flush(peer);
   return ticket;

@@ -37,7 +37,7 @@ class TcpChannel final : public Channel {
   }
 
   int descriptor() const override { return fd_.get(); }
-  bool leaves_process_memory() const override { return true; }
+  bool leaves_host() const override { return true; }
 
  private:
   Fd fd_;

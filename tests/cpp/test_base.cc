@@ -120,5 +120,5 @@ TEST(deadlines_pass) {
   CHECK(Deadline::after(-1).passed());
   CHECK(!Deadline::after(60).passed());
   CHECK_EQ(Deadline::after(60).milliseconds_left(100), 100);
-  CHECK(Deadline::after(1).sooner(Deadline::after(60)).seconds_left() <= 1);
+  CHECK(!Deadline::after(1e300).passed());
 }
