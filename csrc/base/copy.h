@@ -1,13 +1,15 @@
-// Copying memory at the speed of the cache, whatever the addresses.
+// Copying memory, through the caches or past them.
 #pragma once
 
 #include <cstddef>
 
 namespace roundel {
 
-// memcpy, which on some processors (AMD Zen 3 and 4 with glibc before 2.39) falls to a fifth of its speed from 2 KB up when the
-// two addresses lie unluckily to each other modulo 4096: it uses REP MOVSB there. glibc bug 30994. Nothing overlaps; from == to
-// is allowed.
+// memcpy; from == to is allowed, and no address at all when there are no bytes.
 void copy_bytes(void* to, const void* from, size_t bytes);
+
+// The same past the caches: the lines of `to` need not be taken away from whoever has them, and are not in our cache
+// afterwards. What is written is visible to whoever sees a later store of this thread.
+void copy_bytes_streaming(void* to, const void* from, size_t bytes);
 
 }  // namespace roundel

@@ -132,9 +132,9 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
   const auto data_of = [&](int r) {
     ShmRegion& region = *regions_[static_cast<size_t>(r)];
     const size_t theirs = o.kind == OpKind::AllGather ? o.parts.count(r) * element : bytes;
-    return theirs <= kInline ? region.lines[slot].inline_data : region.once[slot];
+    return theirs <= kInline ? region.lines[slot].inline_data : region.once[o.sequence % kOnce];
   };
-  if (!broadcasts || rank_ == o.root) copy_scaled(o.in.dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
+  if (!broadcasts || rank_ == o.root) publish_bytes(o.in.dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
   publish(o, line);
 
   if (broadcasts) {

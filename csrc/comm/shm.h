@@ -11,6 +11,7 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "comm/publish.h"
 
 namespace roundel::comm {
 
@@ -39,6 +40,7 @@ class ShmCommunicator final : public Communicator {
   void scatter_through_cells(const Operation& o);
   void gather_through_cells(const Operation& o);
   void broadcast_through_cells(const Operation& o);
+  void publish_bytes(DType dtype, void* to, const void* from, size_t count, double factor);
   void await_free_cell(const Operation& o, uint64_t id);
   void meet_all(const Operation& o);
   void meet_for_broadcast(const Operation& o);
@@ -47,7 +49,8 @@ class ShmCommunicator final : public Communicator {
   int rank_, size_;
   std::vector<ShmRegion*> regions_;  // by rank
   std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
-  uint64_t chunks_ = 0;              // chunks that all operations so far have moved through the cells, the same on all ranks
+  Publisher publisher_;
+  uint64_t chunks_ = 0;  // chunks that all operations so far have moved through the cells, the same on all ranks
 };
 
 }  // namespace roundel::comm

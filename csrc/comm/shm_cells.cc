@@ -21,6 +21,13 @@ void ShmCommunicator::await_free_cell(const Operation& o, uint64_t id) {
   }
 }
 
+void ShmCommunicator::publish_bytes(DType dtype, void* to, const void* from, size_t count, double factor) {
+  if (factor == 1)
+    publisher_.copy(to, from, count * size_of(dtype));
+  else
+    kernels::scale(dtype, to, from, count, factor);
+}
+
 // Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered.
 void ShmCommunicator::reduce_through_cells(const Operation& o) {
   const size_t element = size_of(o.out.dtype), per_chunk = kCell / element;
@@ -37,8 +44,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     await_free_cell(o, id);
     each_peer([&](int r) {
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
-                  slice.count, o.prescale);
+      publish_bytes(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
+                    slice.count, o.prescale);
     });
     advance(mine.staged, id + 1);
     ring_peers();
@@ -59,9 +66,9 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs[static_cast<size_t>(rank_)], slice.count, o.prescale);
       inputs[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
     }
-    std::byte* result = mine.results[id % kDepth] + at;
-    kernels::reduce(o.kernel_op(), o.out.dtype, result, inputs, slice.count, o.finish(size_));
-    copy_bytes(o.out.at(c * per_chunk + slice.begin), result, slice.count * element);
+    std::byte* sum = o.out.at(c * per_chunk + slice.begin);
+    kernels::reduce(o.kernel_op(), o.out.dtype, sum, inputs, slice.count, o.finish(size_));
+    publisher_.copy(mine.results[id % kDepth] + at, sum, slice.count * element);
     advance(mine.consumed, id + 1);
     ring_peers();
   };
@@ -106,8 +113,8 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
     const uint64_t id = base + c;
     await_free_cell(o, id);
     for (int r = 0; r < size_; ++r)
-      copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
-                  length(r, c), o.prescale);
+      publish_bytes(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
+                    length(r, c), o.prescale);
     advance(mine.staged, id + 1);
     ring_peers();
   };
@@ -154,7 +161,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
     if (c < chunks) {
       const uint64_t id = base + c;
       await_free_cell(o, id);
-      copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
+      publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
       advance(mine.staged, id + 1);
       ring_peers();
     }
@@ -196,7 +203,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   for (uint64_t c = 0; c < chunks; ++c) {
     const uint64_t id = base + c;
     await_free_cell(o, id);
-    copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
+    publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
     ring_peers();
   }

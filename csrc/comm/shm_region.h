@@ -14,12 +14,13 @@ namespace roundel::comm {
 
 inline constexpr size_t kSlots =
     4;  // operations between the fastest and the slowest rank: receivers do not wait for each other
+inline constexpr size_t kOnce = 64;            // as kDepth, for one-shot operations; at least kSlots
 inline constexpr size_t kInline = 96;          // the first 32 bytes share a cache line with the flag
 inline constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
 inline constexpr size_t kArenaFrom =
     2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
-inline constexpr size_t kCell = 128u << 10;  // kDepth cells and results of a rank are 1 MB: a usual L2
-inline constexpr size_t kDepth = 4;          // cells between the fastest and the slowest rank
+inline constexpr size_t kCell = 128u << 10;  // a chunk; bench allreduce -b 16K -e 4M
+inline constexpr size_t kDepth = 16;         // cells come round after 2 MB, more than an L2: docs/adr/0005
 inline constexpr size_t kTile = 32u << 10;   // a tile and its sum stay in L1/L2 while the sum is copied to N places
 inline constexpr size_t kAlign = 64;         // slices start on cache lines, so that no two ranks write one
 
@@ -40,7 +41,7 @@ struct ShmRegion {
   alignas(128) std::atomic<uint64_t> consumed;
   alignas(128) std::atomic<uint64_t> gathered;
   alignas(128) std::atomic<uint64_t> finished;  // the last arena operation whose slice is written everywhere
-  alignas(4096) std::byte once[kSlots][kOneShot];
+  alignas(4096) std::byte once[kOnce][kOneShot];
   std::byte cells[kDepth][kCell];
   std::byte results[kDepth][kCell];
 };
