@@ -9,9 +9,32 @@
 
 namespace roundel {
 
-enum class OpKind : uint8_t { AllReduce, ReduceScatter, AllGather, Broadcast, AllToAll, Barrier, PointToPoint };
-inline constexpr int kOpKinds = 7;
+enum class OpKind : uint8_t {
+  AllReduce,
+  ReduceScatter,
+  AllGather,
+  Broadcast,
+  AllToAll,
+  Barrier,
+  PointToPoint,
+  Reduce,
+  Gather,
+  Scatter,
+  AllToAllV
+};
+inline constexpr int kOpKinds = 11;
 const char* name_of(OpKind kind);  // "all-reduce"
+
+constexpr bool reduces(OpKind kind) {
+  return kind == OpKind::AllReduce || kind == OpKind::ReduceScatter || kind == OpKind::Reduce;
+}
+constexpr bool has_root(OpKind kind) {
+  return kind == OpKind::Broadcast || kind == OpKind::Reduce || kind == OpKind::Gather || kind == OpKind::Scatter;
+}
+// Whether all ranks know how many elements each one has.
+constexpr bool has_parts(OpKind kind) {
+  return kind == OpKind::ReduceScatter || kind == OpKind::AllGather || kind == OpKind::Gather || kind == OpKind::Scatter;
+}
 
 struct Signature {
   OpKind kind = OpKind::Barrier;

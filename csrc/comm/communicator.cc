@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -61,7 +62,10 @@ Communicator::Communicator(std::shared_ptr<transport::World> world)
       sent_(static_cast<size_t>(world_->size)),
       received_(static_cast<size_t>(world_->size)) {}
 
-Communicator::~Communicator() { close(); }
+Communicator::~Communicator() {
+  close();
+  if (fused_ != nullptr) release(fused_);
+}
 
 void Communicator::close() {
   const bool nested = t_executing == this;
@@ -81,6 +85,13 @@ void Communicator::close() {
 }
 
 void Communicator::leave(double seconds) {
+  std::vector<std::weak_ptr<Communicator>> children;
+  {
+    const std::lock_guard lock(mutex_);
+    children.swap(children_);
+  }
+  for (const auto& each : children)
+    if (const auto child = each.lock()) child->leave(seconds);
   close();
   if (t_executing == this) return world_->monitor->leave(Deadline::after(0));
   const std::lock_guard closing(close_mutex_);
@@ -88,6 +99,12 @@ void Communicator::leave(double seconds) {
   world_->transport.reset();  // closes the sockets: peers that still need this rank find the end of what it has sent
   world_->monitor->leave(Deadline::after(seconds));
   world_->monitor.reset();
+}
+
+void Communicator::adopt(const std::shared_ptr<Communicator>& child) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(children_, [](const auto& each) { return each.expired(); });
+  children_.push_back(child);
 }
 
 std::byte* Communicator::allocate(size_t bytes) {
@@ -131,7 +148,7 @@ void Communicator::run(Operation operation) {
   std::exception_ptr error;
   t_executing = this;
   try {
-    execute(operation);
+    perform(operation);
   } catch (...) {
     error = fail(std::current_exception(), &operation);
   }
@@ -141,6 +158,30 @@ void Communicator::run(Operation operation) {
   lock.unlock();
   ready_.notify_all();
   if (error) std::rethrow_exception(error);
+}
+
+// A fused operation is packed into memory that peers can reach, so that it needs no staging.
+void Communicator::perform(const Operation& operation) {
+  if (operation.members.empty()) return execute(operation);
+  if (const size_t bytes = operation.bytes(); bytes > fused_bytes_) {
+    if (fused_ != nullptr) release(std::exchange(fused_, nullptr));
+    fused_bytes_ = 0;
+    fused_ = allocate(bytes);
+    fused_bytes_ = bytes;
+  }
+  Operation fused = operation;
+  fused.in.data = fused.out.data = fused_;
+  size_t at = 0;
+  for (const auto& [in, out] : operation.members) {
+    copy_bytes(fused_ + at, in.data, in.bytes());
+    at += in.bytes();
+  }
+  execute(fused);
+  at = 0;
+  for (const auto& [in, out] : operation.members) {
+    copy_bytes(out.data, fused_ + at, out.bytes());
+    at += out.bytes();
+  }
 }
 
 // An interrupted wait must not return before the operation is over: its buffers are the caller's.
@@ -173,7 +214,7 @@ std::shared_ptr<Request> Communicator::enqueue(Operation operation) {
   if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
   auto request = std::make_shared<Request>();
   if (operation.kind == OpKind::PointToPoint) {
-    auto& counter = (operation.sends() ? sent_ : received_)[static_cast<size_t>(operation.root)];
+    auto& counter = (operation.sends_data() ? sent_ : received_)[static_cast<size_t>(operation.root)];
     operation.sequence = transport::kPointToPoint | counter++;
     new_transfers_.push_back({std::move(operation), request});
     has_new_transfers_.store(true, std::memory_order_release);
@@ -225,7 +266,7 @@ void Communicator::work() {
     }
     if (next.request != nullptr) {
       try {
-        execute(next.operation);
+        perform(next.operation);
         next.request->complete(nullptr);
       } catch (...) {
         next.request->complete(fail(std::current_exception(), &next.operation));
@@ -253,14 +294,14 @@ void Communicator::take_transfers() {
 
 void Communicator::post(Transfer& transfer) {
   const Operation& o = transfer.queued.operation;
-  const View& view = o.sends() ? o.in : o.out;
+  const View& view = o.sends_data() ? o.in : o.out;
   transport::Tag tag{o.sequence, 0, o.signature};
   size_t at = 0;
   do {  // an empty transfer is one empty message
     const size_t n = std::min(kTransferBytes, view.bytes() - at);
     auto* data = static_cast<std::byte*>(view.data) + at;
-    transfer.tickets.push_back(o.sends() ? world_->transport->send(o.root, tag, {data, n})
-                                         : world_->transport->recv(o.root, tag, {data, n}));
+    transfer.tickets.push_back(o.sends_data() ? world_->transport->send(o.root, tag, {data, n})
+                                              : world_->transport->recv(o.root, tag, {data, n}));
     at += n;
     ++tag.index;
   } while (at < view.bytes());
@@ -323,6 +364,22 @@ bool Communicator::disturbed() const {
   return closing_ || interrupted_ || has_new_transfers_.load(std::memory_order_acquire) || world_->monitor->troubled();
 }
 
+// A group's errors say which ranks of the job its ranks are.
+std::exception_ptr Communicator::in_terms_of_job(std::exception_ptr error) const {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PeerLost& e) {
+    std::vector<int> ranks;
+    for (const int r : e.ranks) ranks.push_back(world_->members[static_cast<size_t>(r)]);
+    std::sort(ranks.begin(), ranks.end());
+    const std::string text = format("%s (in a group of the job's ranks %s; lost: rank %s of the job)", e.what(),
+                                    join_ranks(world_->members).c_str(), join_ranks(ranks).c_str());
+    return std::make_exception_ptr(PeerLost(text, ranks, e.epoch, e.op));
+  } catch (...) {
+    return error;
+  }
+}
+
 // Ends everything with this error, after giving it the operation's name where it has none. Called by whoever holds executing_.
 std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation* during) {
   std::exception_ptr shared;
@@ -352,6 +409,7 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
     if (!closing_) world_->monitor->report(told, {});
     shared = std::make_exception_ptr(told);
   }
+  if (world_->is_group) error = in_terms_of_job(error);
   if (shared == nullptr) shared = error;
   if (!closing_) failed_ = true;
   world_->transport->abandon();

@@ -48,6 +48,10 @@ class Communicator {
   void run(Operation operation);
   std::shared_ptr<Request> start(Operation operation);
 
+  // For split(): the next group's token, and who leaves before this communicator does.
+  transport::Token token_of_group(int color) { return world_->identity.token_of_group(world_->splits++, color); }
+  void adopt(const std::shared_ptr<Communicator>& child);
+
   // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which
   // after a failure keeps it until the communicator goes: a peer that comes late may still write there.
   std::byte* allocate(size_t bytes);
@@ -91,6 +95,7 @@ class Communicator {
   };
 
   void prepare(Operation& operation);
+  void perform(const Operation& operation);
   void refuse_nested_call() const;
   void wait_for_queued(Request& request);
   void check_deadlines();
@@ -100,6 +105,7 @@ class Communicator {
   void post(Transfer& transfer);
   void take_transfers();
   void reap_transfers();
+  std::exception_ptr in_terms_of_job(std::exception_ptr error) const;
   std::exception_ptr fail(std::exception_ptr error, const Operation* during);
   [[noreturn]] void raise_ended();
 
@@ -115,9 +121,12 @@ class Communicator {
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> failed_{false};
   std::mutex close_mutex_;
+  std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
   double default_timeout_;
   uint64_t next_sequence_ = 1;
 
+  std::byte* fused_ = nullptr;  // where fused operations are packed; of whoever holds executing_
+  size_t fused_bytes_ = 0;
   std::list<Transfer> transfers_;  // of whoever holds executing_
   std::vector<uint64_t> sent_, received_;
 };

@@ -15,95 +15,134 @@ void expect_count(const char* what, size_t expected, size_t came, int rank, cons
 
 }  // namespace
 
+DType Operation::dtype() const {
+  if (kind == OpKind::Scatter) return out.dtype;
+  if (kind == OpKind::PointToPoint) return sends_data() ? in.dtype : out.dtype;
+  return in.dtype;
+}
+
 size_t Operation::count() const {
   switch (kind) {
     case OpKind::ReduceScatter:
     case OpKind::AllGather:
+    case OpKind::Gather:
+    case OpKind::Scatter:
       return parts.total();
+    case OpKind::AllToAllV:
+    case OpKind::Barrier:
+      return 0;
     case OpKind::PointToPoint:
-      return sends() ? in.count : out.count;
+      return sends_data() ? in.count : out.count;
     default:
-      return out.count;
+      return in.count;
   }
+}
+
+void Operation::fuse(const Operation& member) {
+  members.emplace_back(member.in, member.out);
+  in.count += member.in.count;
+  out.count += member.out.count;
+  shape.push_back(static_cast<int64_t>(member.shape.size()));
+  shape.insert(shape.end(), member.shape.begin(), member.shape.end());
 }
 
 kernels::Finish Operation::finish(int size) const {
   if (op != ReduceOp::Average) return {postscale, 1};
-  if (is_floating(out.dtype)) return {postscale / size, 1};
+  if (is_floating(dtype())) return {postscale / size, 1};
   return {postscale, size};
 }
 
 std::string Operation::describe() const {
   std::string text = name_of(kind);
   if (!name.empty()) text += " '" + name + "'";
-  if (kind == OpKind::PointToPoint) return format("%s %s rank %d", sends() ? "send" : "recv", sends() ? "to" : "from", root);
+  if (kind == OpKind::PointToPoint)
+    return format("%s %s rank %d", sends_data() ? "send" : "recv", sends_data() ? "to" : "from", root);
   return text + format(" (operation %llu)", static_cast<unsigned long long>(sequence));
 }
 
 void validate(const Operation& o, int rank, int size) {
   const char* kind = name_of(o.kind);
-  if (o.in.data != nullptr && o.out.data != nullptr && o.in.dtype != o.out.dtype)
-    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind,
-                                 name_of(o.in.dtype), name_of(o.out.dtype)));
   if (o.root < 0 || o.root >= size)
     throw InvalidArgument(format("rank %d: %s: expected a rank from 0 to %d, got %d", rank, kind, size - 1, o.root));
-  const bool reduces = o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter;
-  if (reduces && o.out.dtype == DType::Bool && o.op == ReduceOp::Average)
+  if (reduces(o.kind) && o.dtype() == DType::Bool && o.op == ReduceOp::Average)
     throw InvalidArgument(
         format("rank %d: %s: bool has no average; use sum (or), max (or), min (and) or product (and)", rank, kind));
-  const bool overlap = o.in.data != o.out.data && o.in.at(0) < o.out.at(o.out.count) && o.out.at(0) < o.in.at(o.in.count);
+  const bool at_root = rank == o.root;
+  bool reads = true, writes = true;
+  size_t in = o.in.count, out = o.in.count;  // expected
+  const void* alike = nullptr;               // where the input must be if the buffers overlap
   switch (o.kind) {
     case OpKind::AllReduce:
     case OpKind::Broadcast:
-      expect_count("an output", o.in.count, o.out.count, rank, kind);
+      alike = o.out.data;
+      break;
+    case OpKind::Reduce:
+      writes = at_root;
+      alike = o.out.data;
       break;
     case OpKind::ReduceScatter:
-      expect_count("an input", o.parts.total(), o.in.count, rank, kind);
-      expect_count("an output", o.parts.count(rank), o.out.count, rank, kind);
+      in = o.parts.total();
+      out = o.parts.count(rank);
       break;
     case OpKind::AllGather:
-      expect_count("an input", o.parts.count(rank), o.in.count, rank, kind);
-      expect_count("an output", o.parts.total(), o.out.count, rank, kind);
+    case OpKind::Gather:
+      writes = o.kind == OpKind::AllGather || at_root;
+      in = o.parts.count(rank);
+      out = o.parts.total();
+      if (writes) alike = o.out.at(o.parts.begin(rank));
+      break;
+    case OpKind::Scatter:
+      reads = at_root;
+      in = o.parts.total();
+      out = o.parts.count(rank);
+      alike = o.out.at(0) - o.parts.begin(rank) * size_of(o.out.dtype);
       break;
     case OpKind::AllToAll:
-      expect_count("an output", o.in.count, o.out.count, rank, kind);
       if (o.in.count % static_cast<size_t>(size) != 0)
         throw InvalidArgument(
             format("rank %d: %s: expected a count divisible by %d ranks, got %zu elements", rank, kind, size, o.in.count));
-      if (o.in.data == o.out.data && o.in.count > 0)
-        throw InvalidArgument(format("rank %d: %s: expected an output apart from the input", rank, kind));
+      in = o.parts.total();
+      break;
+    case OpKind::AllToAllV:
+      in = o.sends.total();
+      out = o.parts.total();
+      if (o.sends.count(rank) != o.parts.count(rank))
+        throw InvalidArgument(format("rank %d: %s: expected as many elements from this rank as go to it, got %zu and %zu", rank,
+                                     kind, o.parts.count(rank), o.sends.count(rank)));
       break;
     case OpKind::PointToPoint:
-      if (o.root == rank) throw InvalidArgument(format("rank %d: %s: expected another rank, got this one", rank, kind));
-      break;
+      if (at_root) throw InvalidArgument(format("rank %d: %s: expected another rank, got this one", rank, kind));
+      return;
     case OpKind::Barrier:
-      break;
+      return;
   }
-  const bool may_contain =
-      o.kind == OpKind::AllGather || o.kind == OpKind::ReduceScatter;  // a part of the whole is checked below
-  if (overlap && !may_contain)
-    throw InvalidArgument(format("rank %d: %s: input and output overlap without being the same", rank, kind));
-  if (overlap && o.kind == OpKind::ReduceScatter)
-    throw InvalidArgument(format("rank %d: %s: expected an output apart from the input", rank, kind));
-  if (overlap && o.kind == OpKind::AllGather && o.in.data != o.out.at(o.parts.begin(rank)))
-    throw InvalidArgument(
-        format("rank %d: %s: expected an input apart from the output, or at its place inside it", rank, kind));
+  for (const auto& [from, to] : o.members) expect_count("an output", from.count, to.count, rank, kind);
+  if (reads) expect_count("an input", in, o.in.count, rank, kind);
+  if (writes) expect_count("an output", out, o.out.count, rank, kind);
+  if (!reads || !writes) return;
+  if (o.in.dtype != o.out.dtype)
+    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind,
+                                 name_of(o.in.dtype), name_of(o.out.dtype)));
+  const bool overlap = o.in.at(0) < o.out.at(o.out.count) && o.out.at(0) < o.in.at(o.in.count);
+  if (!overlap || o.in.data == alike) return;
+  throw InvalidArgument(format("rank %d: %s: input and output overlap; expected %s", rank, kind,
+                               alike == nullptr ? "them apart" : "them apart, or the one at its place in the other"));
 }
 
 Signature sign(const Operation& o) {
   Signature s;
   s.kind = o.kind;
   if (o.kind == OpKind::Barrier) return s;
-  s.dtype = o.in.data != nullptr ? o.in.dtype : o.out.dtype;
+  s.dtype = o.dtype();
   s.count = o.count();
   if (o.kind == OpKind::PointToPoint) return s;
-  s.op = o.op;
-  s.root = o.kind == OpKind::Broadcast ? static_cast<uint16_t>(o.root) : 0;
+  if (reduces(o.kind)) s.op = o.op;
+  if (has_root(o.kind)) s.root = static_cast<uint16_t>(o.root);
   const double scales[2] = {o.prescale, o.postscale};
   uint32_t hash = crc32c(o.name.data(), o.name.size());
   hash = crc32c(scales, sizeof scales, hash);
   hash = crc32c(o.shape.data(), o.shape.size() * sizeof(int64_t), hash);
-  if (o.kind == OpKind::ReduceScatter || o.kind == OpKind::AllGather)
+  if (has_parts(o.kind))
     for (int r = 0; r < o.parts.size(); ++r) {
       const uint64_t count = o.parts.count(r);
       hash = crc32c(&count, sizeof count, hash);

@@ -15,9 +15,13 @@ namespace roundel::comm {
 // Buffers by kind (counts in elements, `parts` per rank):
 //   AllReduce      in, out: the same count; out may be in
 //   ReduceScatter  in: parts.total(), out: parts.count(rank)
-//   AllGather      in: parts.count(rank), out: parts.total()
+//   AllGather      in: parts.count(rank), out: parts.total(); in may be its part of out
 //   Broadcast      in: read at root, out: written elsewhere; may be the same
 //   AllToAll       in, out: parts.total(), equal parts; out must not be in
+//   Reduce         in: everywhere, out: the same count at root, where it may be in; none elsewhere
+//   Gather         in: parts.count(rank), out: parts.total() at root, none elsewhere; in may be its part of out
+//   Scatter        in: parts.total() at root, none elsewhere; out: parts.count(rank), at root it may be its part of in
+//   AllToAllV      in: sends.total(), out: parts.total(); sends.count(r) elements go to rank r, parts.count(r) come from it
 //   PointToPoint   in: what is sent, or out: where it is received; root is the peer
 struct Operation {
   OpKind kind = OpKind::Barrier;
@@ -26,17 +30,23 @@ struct Operation {
   double prescale = 1, postscale = 1;
   int root = 0;
   plan::Parts parts = plan::Parts::even(0, 1);
-  std::vector<int64_t> shape;  // AllReduce, Broadcast: of the array; only compared between ranks
+  plan::Parts sends = plan::Parts::even(0, 1);  // AllToAllV
+  std::vector<int64_t> shape;                   // AllReduce, Broadcast: of the array; only compared between ranks
   std::string name;
-  double timeout = 0;  // seconds; 0: ROUNDEL_TIMEOUT
+  std::vector<std::pair<View, View>> members;  // of a fused AllReduce, whose own buffers the communicator provides
+  double timeout = 0;                          // seconds; 0: ROUNDEL_TIMEOUT
 
   // Filled in by the communicator.
   uint64_t sequence = 0;
   Signature signature;
   Deadline deadline = Deadline::after(0);
 
-  bool sends() const { return kind == OpKind::PointToPoint && in.data != nullptr; }
-  size_t count() const;                    // the elements that all ranks agree on
+  // Adds an all-reduce of the same dtype, op and scales to this one.
+  void fuse(const Operation& member);
+  bool sends_data() const { return kind == OpKind::PointToPoint && in.data != nullptr; }
+  DType dtype() const;
+  size_t count() const;  // the elements that all ranks agree on; of an AllToAllV there is no such number
+  size_t bytes() const { return count() * size_of(dtype()); }
   kernels::Finish finish(int size) const;  // average and postscale, done in the completing pass
   ReduceOp kernel_op() const { return op == ReduceOp::Average ? ReduceOp::Sum : op; }
   std::string describe() const;  // "all-reduce 'fc.weight' (operation 17)"

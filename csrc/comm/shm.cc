@@ -49,7 +49,7 @@ ShmLine& ShmCommunicator::enter(const Operation& o) {
     known = must_be_entered;
   }
   ShmLine& line = regions_[static_cast<size_t>(rank_)]->lines[o.sequence % kSlots];
-  line.arena_offset = -1;
+  line.detail = -1;
   line.signature = o.signature;
   return line;
 }
@@ -87,82 +87,121 @@ void ShmCommunicator::meet_for_broadcast(const Operation& o) {
 
 void ShmCommunicator::execute(const Operation& o) {
   ShmLine& line = enter(o);
-  const size_t shared_bytes = o.kind == OpKind::AllGather ? o.out.bytes() : std::max(o.in.bytes(), o.out.bytes());
-  const bool in_place = o.kind == OpKind::AllReduce && o.in.data == o.out.data && shared_bytes > kArenaFrom;
-  const auto offset = in_place ? memory_.arena().offset_of(o.out.data, o.out.bytes()) : std::nullopt;
-  if (!offset && shared_bytes <= kOneShot) return one_shot(o, line);
-  if (offset) {
-    line.arena_offset = static_cast<int64_t>(*offset);
-    if (o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
+  switch (o.kind) {
+    case OpKind::AllReduce:
+      return allreduce(o, line);
+    case OpKind::AllToAllV:
+      return alltoallv(o, line);
+    default:
+      break;
   }
+  if (o.bytes() <= kOneShot) return one_shot(o, line);
   publish(o, line);
   switch (o.kind) {
-    case OpKind::AllReduce: {
-      std::vector<std::byte*> copies;  // all of them, or the path through the cells
-      for (int r = 0; r < size_; ++r) {
-        const ShmLine& theirs = r == rank_ ? line : meet(o, r);
-        if (theirs.arena_offset >= 0) copies.push_back(memory_.arena_base(r) + theirs.arena_offset);
-      }
-      if (static_cast<int>(copies.size()) == size_) return reduce_in_arena(o, copies);
-      if (!offset || o.prescale == 1) return reduce_through_cells(o);
-      Operation scaled = o;
-      scaled.prescale = 1;  // already done, in place
-      return reduce_through_cells(scaled);
-    }
-    case OpKind::ReduceScatter:
-    case OpKind::AllToAll:
+    case OpKind::Reduce:
       meet_all(o);
-      return scatter_through_cells(o);
+      return reduce_through_cells(o);
     case OpKind::AllGather:
       meet_all(o);
       return gather_through_cells(o);
     case OpKind::Broadcast:
       return broadcast_through_cells(o);
     default:
-      ROUNDEL_CHECK(false);
+      meet_all(o);
+      return exchange_through_cells(o, longest(o.parts));
   }
 }
 
-// Everyone's data in its flag line, or beside it; everyone reads everyone's.
+void ShmCommunicator::allreduce(const Operation& o, ShmLine& line) {
+  const bool in_place = o.in.data == o.out.data && o.bytes() > kArenaFrom;
+  const auto offset = in_place ? memory_.arena().offset_of(o.out.data, o.out.bytes()) : std::nullopt;
+  if (!offset && o.bytes() <= kOneShot) return one_shot(o, line);
+  if (offset) {
+    line.detail = static_cast<int64_t>(*offset);
+    if (o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
+  }
+  publish(o, line);
+  std::vector<std::byte*> copies;  // all of them, or the path through the cells
+  for (int r = 0; r < size_; ++r) {
+    const ShmLine& theirs = r == rank_ ? line : meet(o, r);
+    if (theirs.detail >= 0) copies.push_back(memory_.arena_base(r) + theirs.detail);
+  }
+  if (static_cast<int>(copies.size()) == size_) return reduce_in_arena(o, copies);
+  if (!offset || o.prescale == 1) return reduce_through_cells(o);
+  Operation scaled = o;
+  scaled.prescale = 1;  // already done, in place
+  reduce_through_cells(scaled);
+}
+
+// No rank knows what the others exchange among themselves: each publishes its longest part, which makes the number of chunks,
+// and what it sends to whom.
+void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
+  line.detail = static_cast<int64_t>(longest(o.sends));
+  uint64_t* to = row(o, rank_);
+  for (int r = 0; r < size_; ++r) to[r] = o.sends.count(r);
+  publish(o, line);
+  size_t longest_of_all = 0;
+  for (int r = 0; r < size_; ++r) {
+    const ShmLine& theirs = r == rank_ ? line : meet(o, r);
+    longest_of_all = std::max(longest_of_all, static_cast<size_t>(theirs.detail));
+  }
+  for (int r = 0; r < size_; ++r)
+    if (row(o, r)[rank_] != o.parts.count(r))
+      throw Mismatch(format("[shm] rank %d: %s: expected %zu elements from rank %d, which sends %llu", world_->rank,
+                            o.describe().c_str(), o.parts.count(r), memory_.ranks()[static_cast<size_t>(r)],
+                            static_cast<unsigned long long>(row(o, r)[rank_])));
+  exchange_through_cells(o, longest_of_all);
+}
+
+uint64_t* ShmCommunicator::row(const Operation& o, int rank) const {
+  return reinterpret_cast<uint64_t*>(regions_[static_cast<size_t>(rank)]->once[o.sequence % kOnce]);
+}
+
+// Everyone's data in its flag line, or beside it; everyone reads what it needs.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
-  const size_t slot = o.sequence % kSlots;
-  const bool broadcasts = o.kind == OpKind::Broadcast;
-  const size_t bytes = o.in.bytes();
-  const size_t element = size_of(o.in.dtype);
+  const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
+  const bool at_root = rank_ == o.root;
+  const DType dtype = o.dtype();
+  const size_t element = size_of(dtype);
+  const bool by_parts = o.kind == OpKind::AllGather || o.kind == OpKind::Gather;
   const auto data_of = [&](int r) {
     ShmRegion& region = *regions_[static_cast<size_t>(r)];
-    const size_t theirs = o.kind == OpKind::AllGather ? o.parts.count(r) * element : bytes;
-    return theirs <= kInline ? region.lines[slot].inline_data : region.once[o.sequence % kOnce];
+    const size_t theirs = by_parts ? o.parts.count(r) * element : o.bytes();
+    return theirs <= kInline ? region.lines[o.sequence % kSlots].inline_data : region.once[o.sequence % kOnce];
   };
-  if (!broadcasts || rank_ == o.root) publish_bytes(o.in.dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
+  if (!from_root || at_root) publish_bytes(dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
   publish(o, line);
-
-  if (broadcasts) {
+  if (o.kind == OpKind::Broadcast) {
     meet_for_broadcast(o);
-    return copy_bytes(o.out.data, rank_ == o.root ? o.in.data : data_of(o.root), o.out.bytes());
+    return copy_bytes(o.out.data, at_root ? o.in.data : data_of(o.root), o.out.bytes());
   }
   bool all_published = true;
   for (int r = 0; r < size_; ++r)
-    if (r != rank_ && meet(o, r).arena_offset >= 0) all_published = false;
-  if (!all_published) return reduce_through_cells(o);  // some ranks hoped to reduce in place; see execute()
+    if (r != rank_ && meet(o, r).detail >= 0) all_published = false;
+  if (!all_published) return reduce_through_cells(o);  // some ranks hoped to reduce in place; see allreduce()
   switch (o.kind) {
+    case OpKind::Reduce:
+      if (!at_root) return;
+      [[fallthrough]];
     case OpKind::AllReduce:
     case OpKind::ReduceScatter: {
       const size_t begin = o.kind == OpKind::ReduceScatter ? o.parts.begin(rank_) : 0;
       std::vector<const void*> inputs;
       for (int r = 0; r < size_; ++r) inputs.push_back(data_of(r) + begin * element);
-      return kernels::reduce(o.kernel_op(), o.out.dtype, o.out.data, inputs, o.out.count, o.finish(size_));
+      return kernels::reduce(o.kernel_op(), dtype, o.out.data, inputs, o.out.count, o.finish(size_));
     }
+    case OpKind::Gather:
+      if (!at_root) return;
+      [[fallthrough]];
     case OpKind::AllGather:
       for (int r = 0; r < size_; ++r) copy_bytes(o.out.at(o.parts.begin(r)), data_of(r), o.parts.count(r) * element);
       return;
-    case OpKind::AllToAll: {
-      const size_t each = bytes / static_cast<size_t>(size_);
+    case OpKind::Scatter:
+      return copy_bytes(o.out.data, data_of(o.root) + o.parts.begin(rank_) * element, o.out.bytes());
+    case OpKind::AllToAll:
       for (int r = 0; r < size_; ++r)
-        copy_bytes(static_cast<std::byte*>(o.out.data) + static_cast<size_t>(r) * each,
-                   data_of(r) + static_cast<size_t>(rank_) * each, each);
+        copy_bytes(o.out.at(o.parts.begin(r)), data_of(r) + o.parts.begin(rank_) * element, o.parts.count(r) * element);
       return;
-    }
     default:
       return;  // a barrier is over when all have come
   }

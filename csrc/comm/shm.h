@@ -34,14 +34,17 @@ class ShmCommunicator final : public Communicator {
   void await(const Operation& o, int peer, const std::atomic<uint64_t>& counter, uint64_t target);
   void ring_peers();
 
+  void allreduce(const Operation& o, ShmLine& line);
+  void alltoallv(const Operation& o, ShmLine& line);
   void one_shot(const Operation& o, ShmLine& line);
   void reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies);
   void reduce_through_cells(const Operation& o);
-  void scatter_through_cells(const Operation& o);
+  void exchange_through_cells(const Operation& o, size_t longest);
   void gather_through_cells(const Operation& o);
   void broadcast_through_cells(const Operation& o);
   void publish_bytes(DType dtype, void* to, const void* from, size_t count, double factor);
   void await_free_cell(const Operation& o, uint64_t id);
+  uint64_t* row(const Operation& o, int rank) const;
   void meet_all(const Operation& o);
   void meet_for_broadcast(const Operation& o);
 

@@ -28,13 +28,17 @@ void ShmCommunicator::publish_bytes(DType dtype, void* to, const void* from, siz
     kernels::scale(dtype, to, from, count, factor);
 }
 
-// Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered.
+// Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered. Of a Reduce
+// only root gathers, the others have no output.
 void ShmCommunicator::reduce_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype), per_chunk = kCell / element;
-  const uint64_t chunks = (o.out.count + per_chunk - 1) / per_chunk, base = chunks_;
+  const DType dtype = o.dtype();
+  const size_t element = size_of(dtype), per_chunk = kCell / element;
+  const uint64_t chunks = (o.in.count + per_chunk - 1) / per_chunk, base = chunks_;
   ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
   chunks_ += chunks;
-  const auto length = [&](uint64_t c) { return std::min<size_t>(per_chunk, o.out.count - c * per_chunk); };
+  const bool gathers = o.kind == OpKind::AllReduce || rank_ == o.root;
+  if (!gathers) advance(mine.gathered, chunks_);
+  const auto length = [&](uint64_t c) { return std::min<size_t>(per_chunk, o.in.count - c * per_chunk); };
   const auto each_peer = [&](auto visit) {  // starting behind oneself, so that ranks do not queue at the same cells
     for (int i = 1; i < size_; ++i) visit((rank_ + i) % size_);
   };
@@ -44,8 +48,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     await_free_cell(o, id);
     each_peer([&](int r) {
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      publish_bytes(o.in.dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin),
-                    slice.count, o.prescale);
+      publish_bytes(dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin), slice.count,
+                    o.prescale);
     });
     advance(mine.staged, id + 1);
     ring_peers();
@@ -66,9 +70,10 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs[static_cast<size_t>(rank_)], slice.count, o.prescale);
       inputs[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
     }
-    std::byte* sum = o.out.at(c * per_chunk + slice.begin);
-    kernels::reduce(o.kernel_op(), o.out.dtype, sum, inputs, slice.count, o.finish(size_));
-    publisher_.copy(mine.results[id % kDepth] + at, sum, slice.count * element);
+    std::byte* result = mine.results[id % kDepth] + at;
+    std::byte* sum = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
+    kernels::reduce(o.kernel_op(), dtype, sum, inputs, slice.count, o.finish(size_));
+    if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
     advance(mine.consumed, id + 1);
     ring_peers();
   };
@@ -88,58 +93,67 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
   for (uint64_t c = 0; c < chunks + 2; ++c) {
     if (c < chunks) stage(c);
     if (c >= 1 && c - 1 < chunks) reduce(c - 1);
-    if (c >= 2) gather(c - 2);
+    if (c >= 2 && gathers) gather(c - 2);
   }
 }
 
-// Reduce-scatter and all-to-all: a cell holds one piece for every rank; each takes its own pieces, summed or one beside the
-// other.
-void ShmCommunicator::scatter_through_cells(const Operation& o) {
-  const size_t element = size_of(o.out.dtype);
-  const plan::Parts parts = o.kind == OpKind::AllToAll ? plan::Parts::even(o.in.count, size_) : o.parts;
-  size_t longest = 0;
-  for (int r = 0; r < size_; ++r) longest = std::max(longest, parts.count(r));
-  const size_t room = kCell / static_cast<size_t>(size_) / kAlign * kAlign, piece = room / element;
+// Reduce-scatter, all-to-all, gather and scatter: a cell holds one piece for every rank that this one sends to; each takes the
+// pieces that are for it, summed or one beside the other. `longest`: the most elements that one rank has for another.
+void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest) {
+  const DType dtype = o.dtype();
+  const size_t element = size_of(dtype);
+  const bool gathers = o.kind == OpKind::Gather, scatters = o.kind == OpKind::Scatter, sums = o.kind == OpKind::ReduceScatter;
+  const bool at_root = rank_ == o.root, sends = scatters ? at_root : !(gathers && at_root), takes = !gathers || at_root;
+  const plan::Parts& to = o.kind == OpKind::AllToAllV ? o.sends : o.parts;
+  const size_t room = gathers ? kCell : kCell / static_cast<size_t>(size_) / kAlign * kAlign, piece = room / element;
   const uint64_t chunks = (longest + piece - 1) / piece, base = chunks_;
   ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];
   chunks_ += chunks;
   advance(mine.gathered, chunks_);  // there are no results to gather
-  const auto length = [&](int r, uint64_t c) {
-    const size_t count = parts.count(r);
-    return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
+  if (!sends) advance(mine.staged, chunks_);
+  if (!takes) advance(mine.consumed, chunks_);
+  const auto length = [&](size_t whole, uint64_t c) {
+    return c * piece < whole ? std::min<size_t>(piece, whole - c * piece) : 0;
   };
+  // What rank r has for this rank, in the cell of chunk `id`; what is this rank's own stays where it is.
+  const auto cell = [&](int r, uint64_t id, int for_rank) {
+    return regions_[static_cast<size_t>(r)]->cells[id % kDepth] + (gathers ? 0 : static_cast<size_t>(for_rank) * room);
+  };
+  const auto own = [&](uint64_t c) { return o.in.at((gathers ? 0 : to.begin(rank_)) + c * piece); };
 
   const auto stage = [&](uint64_t c) {
     const uint64_t id = base + c;
     await_free_cell(o, id);
-    for (int r = 0; r < size_; ++r)
-      publish_bytes(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
-                    length(r, c), o.prescale);
+    if (gathers) publisher_.copy(cell(rank_, id, o.root), own(c), length(to.count(rank_), c) * element);
+    for (int r = 0; r < size_ && !gathers; ++r)
+      if (r != rank_ || (sums && o.prescale != 1))
+        publish_bytes(dtype, cell(rank_, id, r), o.in.at(to.begin(r) + c * piece), length(to.count(r), c), o.prescale);
     advance(mine.staged, id + 1);
     ring_peers();
   };
   const auto consume = [&](uint64_t c) {
     const uint64_t id = base + c;
-    const size_t count = length(rank_, c);
-    std::vector<const void*> inputs;
-    for (int r = 0; r < size_; ++r) {
-      ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
-      await(o, r, theirs.staged, id + 1);
-      inputs.push_back(theirs.cells[id % kDepth] + static_cast<size_t>(rank_) * room);
+    std::vector<const void*> pieces(static_cast<size_t>(size_));
+    for (int i = 0; i < size_; ++i) {
+      const int r = (rank_ + i) % size_;
+      if (scatters && r != o.root) continue;
+      const bool staged = r != rank_ || (sums && o.prescale != 1);
+      if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->staged, id + 1);
+      const std::byte* from = staged ? cell(r, id, rank_) : own(c);
+      pieces[static_cast<size_t>(r)] = from;
+      if (sums) continue;
+      const size_t begin = scatters ? 0 : o.parts.begin(r), count = scatters ? o.parts.count(rank_) : o.parts.count(r);
+      copy_bytes(o.out.at(begin + c * piece), from, length(count, c) * element);
     }
-    if (o.kind == OpKind::ReduceScatter) {
-      kernels::reduce(o.kernel_op(), o.out.dtype, o.out.at(c * piece), inputs, count, o.finish(size_));
-    } else {
-      for (int r = 0; r < size_; ++r)
-        copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
-    }
+    if (sums)
+      kernels::reduce(o.kernel_op(), dtype, o.out.at(c * piece), pieces, length(o.parts.count(rank_), c), o.finish(size_));
     advance(mine.consumed, id + 1);
     ring_peers();
   };
 
   for (uint64_t c = 0; c < chunks + 1; ++c) {
-    if (c < chunks) stage(c);
-    if (c >= 1) consume(c - 1);
+    if (c < chunks && sends) stage(c);
+    if (c >= 1 && takes) consume(c - 1);
   }
 }
 

@@ -27,7 +27,7 @@ inline constexpr size_t kAlign = 64;         // slices start on cache lines, so 
 // What a rank says when it enters an operation. `sequence` is written last.
 struct alignas(128) ShmLine {
   std::atomic<uint64_t> sequence;
-  int64_t arena_offset;  // of the buffer, or -1
+  int64_t detail;  // AllReduce: where in the arena the buffer is, or -1; AllToAllV: the elements of the longest part
   Signature signature;
   std::byte inline_data[kInline];
 };
@@ -56,11 +56,10 @@ inline plan::Place slice_of(size_t count, size_t element, int r, int size) {
   return {plan::Buffer::Out, begin, end - begin};
 }
 
-inline void copy_scaled(DType dtype, void* to, const void* from, size_t count, double factor) {
-  if (factor == 1)
-    copy_bytes(to, from, count * size_of(dtype));
-  else
-    kernels::scale(dtype, to, from, count, factor);
+inline size_t longest(const plan::Parts& parts) {
+  size_t count = 0;
+  for (int r = 0; r < parts.size(); ++r) count = std::max(count, parts.count(r));
+  return count;
 }
 
 }  // namespace roundel::comm

@@ -142,9 +142,16 @@ Identity::Identity(const Token& token, int rank, int size, uint32_t epoch)
       epoch(epoch),
       job(),
       server_key(derive(token, "roundel server")),
-      client_key(derive(token, "roundel client")) {
+      client_key(derive(token, "roundel client")),
+      group_key(derive(token, "roundel group")) {
   const Digest id = derive(token, "roundel job");
   std::copy_n(id.begin(), job.size(), job.begin());
+}
+
+Token Identity::token_of_group(uint64_t number, int64_t color) const {
+  const std::string purpose =
+      format("split %llu, color %lld", static_cast<unsigned long long>(number), static_cast<long long>(color));
+  return hmac_sha256(group_key, {reinterpret_cast<const uint8_t*>(purpose.data()), purpose.size()});
 }
 
 Address unix_address(const Identity& identity, int rank) {

@@ -34,6 +34,10 @@ struct Identity {
   std::array<uint8_t, 16> job;  // names the job without revealing the token
   Digest server_key;
   Digest client_key;
+  Digest group_key;  // from which the tokens of groups derive
+
+  // Of the group `color` that the `number`-th split makes: known to all ranks of this job and nobody else.
+  Token token_of_group(uint64_t number, int64_t color) const;
 };
 
 struct Address {

@@ -57,12 +57,15 @@ std::unique_ptr<World> open_world(const Job& job) {
   log::set_rank(job.rank);
 
   Rendezvous met = meet(job, identity, deadline);
-  auto world = std::make_unique<World>();
+  auto world = std::make_unique<World>(identity);
+  world->is_group = !job.members.empty();
+  if (met.data_listener) world->address = local_address(met.data_listener.get());
   world->rank = job.rank;
   world->size = job.size;
   world->epoch = job.epoch;
   for (int r = 0; r < job.size; ++r) {
     world->host.push_back(met.peers[static_cast<size_t>(r)].host);
+    world->members.push_back(world->is_group ? job.members[static_cast<size_t>(r)] : r);
     if (met.peers[static_cast<size_t>(r)].host == met.peers[static_cast<size_t>(job.rank)].host) world->local.push_back(r);
   }
   const bool one_host = static_cast<int>(world->local.size()) == job.size;

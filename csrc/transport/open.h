@@ -12,6 +12,12 @@
 namespace roundel::transport {
 
 struct World {
+  explicit World(const Identity& identity) : identity(identity) {}
+  Identity identity;
+  std::vector<int> members;  // the rank in the whole job of every rank: 0, 1, ... unless this is a group
+  bool is_group = false;
+  Address address;      // of the interface that leads to the others, where there are others
+  uint64_t splits = 0;  // groups made of this world so far
   int rank = 0;
   int size = 1;
   uint32_t epoch = 1;

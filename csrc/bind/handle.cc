@@ -1,0 +1,65 @@
+#include "bind/handle.h"
+
+#include <algorithm>
+#include <list>
+
+namespace py = pybind11;
+
+namespace roundel::bind {
+namespace {
+
+using Requests = std::vector<std::shared_ptr<comm::Request>>;
+
+bool all_done(const Requests& requests) {
+  return std::all_of(requests.begin(), requests.end(), [](const auto& request) { return request->done(); });
+}
+
+using Unfinished = std::list<std::pair<Requests, std::vector<py::object>>>;
+Unfinished& unfinished() {
+  static auto& list = *new Unfinished();
+  return list;
+}
+
+}  // namespace
+
+Handle::Handle(comm::Communicator& communicator, Call call) : result_(std::move(call.result)), keep_(std::move(call.keep)) {
+  requests_.push_back(communicator.start(std::move(call.operation)));
+  try {
+    for (comm::Operation& operation : call.more) requests_.push_back(communicator.start(std::move(operation)));
+  } catch (...) {
+    keep_until_done();  // what was started goes on
+    throw;
+  }
+}
+
+Handle::~Handle() { keep_until_done(); }
+
+void Handle::keep_until_done() {
+  if (all_done(requests_)) return;
+  keep_.push_back(std::move(result_));
+  unfinished().emplace_back(std::move(requests_), std::move(keep_));
+}
+
+bool Handle::done() const { return all_done(requests_); }
+
+py::object Handle::wait() {
+  if (!done()) {
+    const py::gil_scoped_release unlocked;
+    for (const auto& request : requests_) request->wait();
+  }
+  for (const auto& request : requests_) request->wait();  // throws what the operation threw
+  keep_.clear();
+  return result_;
+}
+
+// Python code may run when objects go, and come here again: so first out of the list, then away.
+void sweep_unfinished() {
+  Unfinished done;
+  for (auto it = unfinished().begin(); it != unfinished().end();) {
+    const auto next = std::next(it);
+    if (all_done(it->first)) done.splice(done.end(), unfinished(), it);
+    it = next;
+  }
+}
+
+}  // namespace roundel::bind
