@@ -44,9 +44,10 @@ class Builder {
   // Fresh scratch space, disjoint from what was handed out before.
   Place scratch(size_t count) { return {Buffer::Scratch, std::exchange(plan_.scratch, plan_.scratch + count), count}; }
 
-  // `single_fold`: see Plan.
-  Plan take(bool single_fold) {
+  // `single_fold`, `nested`: see Plan.
+  Plan take(bool single_fold, bool nested = false) {
     plan_.single_fold = single_fold;
+    plan_.nested = nested;
     return std::move(plan_);
   }
 
@@ -55,6 +56,8 @@ class Builder {
   int round_ = 0;
 };
 
+inline Place in(size_t begin, size_t count) { return {Buffer::In, begin, count}; }
+inline Place out(size_t begin, size_t count) { return {Buffer::Out, begin, count}; }
 inline Place whole(const Shape& shape) { return {Buffer::Out, 0, shape.parts.total()}; }
 
 // A reduction of one rank: nothing moves, but there is one step that scales, so that averaging has one place.

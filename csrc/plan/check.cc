@@ -4,6 +4,8 @@
 // A send and its receive happen together, once both ranks have come to their rounds: no buffering is assumed, so a plan that
 // passes cannot deadlock over any transport. Within a round the order of steps does not matter, since inspect.cc has found no
 // conflict.
+//
+// Memory: the plans themselves, 8 bytes for each of their steps, and the segments of what every rank holds.
 #include "plan/check.h"
 
 #include <algorithm>
@@ -18,19 +20,20 @@ namespace {
 // Step `index` of rank `rank`.
 struct At {
   int rank;
-  size_t index;
+  uint32_t index;
 };
 
 struct Rank {
   const Plan& plan;
-  Ranges ranges;
-  std::vector<Value> values;  // of every range
-  std::vector<At> partner;    // of every step that communicates: the other end of its message
+  Extents extents;
+  Memory memory[3]{};         // by Buffer
+  std::vector<At> partner{};  // of every step that communicates: the other end of its message
   size_t begin = 0, end = 0;  // steps of the round it is in
   size_t waiting = 0;         // messages of this round that are still to come
 
   const Step& step(size_t index) const { return plan.steps[index]; }
-  Value& at(const Place& place) { return values[ranges.find(place)]; }
+  Memory& at(Buffer buffer) { return memory[static_cast<int>(buffer)]; }
+  std::vector<Segment> read(const Place& place) { return at(place.buffer).read(place.begin, place.count); }
   bool done() const { return waiting == 0 && end == plan.steps.size(); }
 };
 
@@ -42,80 +45,110 @@ class Checker {
   void check_costs() const;
 
  private:
+  using Terms = std::vector<std::vector<Segment>>;
+
+  void fill(int rank);
   void match();
   void begin_round(int rank);
   void deliver(At send, At receive);
-  void store(At at, const std::vector<const Value*>& terms);
-  void expect(int rank, size_t begin, size_t count, size_t origin, int first_rank, int ranks);
+  void store(At at, const Terms& terms);
+  Segment sum(At at, const std::vector<Segment>& terms);
+  void expect_sum(int rank, size_t begin, size_t count);
+  void expect_moved(int rank, size_t begin, size_t count, size_t origin);
   void expect_same_order();
-  Value initial(int rank, const Place& place) const;
   std::string describe(At at) const { return plan::describe(at.rank, of(at.rank).plan, at.index); }
   Rank& of(int rank) { return ranks_[static_cast<size_t>(rank)]; }
   const Rank& of(int rank) const { return ranks_[static_cast<size_t>(rank)]; }
 
   const Algorithm& algorithm_;
   const Shape& shape_;
+  Sums sums_;
+  std::vector<size_t> rows_;  // AllToAllV: the elements that all ranks before this one send
   std::vector<Rank> ranks_;
   std::vector<int> ready_;  // ranks that may begin their next round
 };
 
 Checker::Checker(const Algorithm& algorithm, const Shape& shape, const std::vector<Plan>& plans)
-    : algorithm_(algorithm), shape_(shape) {
+    : algorithm_(algorithm), shape_(shape), rows_{0} {
   ranks_.reserve(plans.size());
   for (int r = 0; r < shape.size; ++r) {
     const Plan& plan = plans[static_cast<size_t>(r)];
-    Rank& rank = ranks_.emplace_back(Rank{plan, inspect(r, plan, algorithm, shape), {}, {}});
-    rank.values.reserve(rank.ranges.size());
-    for (size_t i = 0; i < rank.ranges.size(); ++i) rank.values.push_back(initial(r, rank.ranges[i]));
+    inspect(r, plan, algorithm, shape);
+    Rank& rank = ranks_.emplace_back(Rank{plan, extents(r, plan, algorithm.collective, shape)});
+    rows_.push_back(rows_.back() + rank.extents.in);
+    for (const Buffer buffer : {Buffer::In, Buffer::Out, Buffer::Scratch}) rank.at(buffer) = Memory(rank.extents.of(buffer));
+    fill(r);
     rank.partner.resize(plan.steps.size());
     ready_.push_back(r);
   }
   match();
 }
 
-// What the caller has put there, as plan.h says.
-Value Checker::initial(int rank, const Place& place) const {
+// What the caller has put there, as plan.h says. Where nothing is added up, elements are known by their origin alone: their
+// number in what all ranks hold together.
+void Checker::fill(int r) {
+  Rank& rank = of(r);
   const Parts& parts = shape_.parts;
-  bool filled = place.buffer == Buffer::Out;
-  if (algorithm_.collective == Collective::AllGather)
-    filled &= place.begin >= parts.begin(rank) && place.begin + place.count <= parts.begin(rank) + parts.count(rank);
-  if (algorithm_.collective == Collective::Broadcast) filled &= rank == shape_.root;
-  if (algorithm_.collective == Collective::AllToAll) filled = place.buffer == Buffer::In;
-  return filled ? contribution(rank, place.begin) : Value{};
+  const Sums::Id own = sums_.contribution(reduces(algorithm_.collective) ? r : 0);
+  const auto put = [&](Buffer buffer, size_t begin, size_t count, size_t origin) {
+    if (count > 0) rank.at(buffer).write(begin, {{count, origin, own}});
+  };
+  switch (algorithm_.collective) {
+    case Collective::AllReduce:
+    case Collective::ReduceScatter:
+    case Collective::Reduce:
+      return put(Buffer::Out, 0, parts.total(), 0);
+    case Collective::AllGather:
+      return put(Buffer::Out, parts.begin(r), parts.count(r), parts.begin(r));
+    case Collective::Broadcast:
+      return put(Buffer::Out, 0, r == shape_.root ? parts.total() : 0, 0);
+    case Collective::AllToAll:
+    case Collective::AllToAllV:
+      return put(Buffer::In, 0, rank.extents.in, rows_[static_cast<size_t>(r)]);
+    case Collective::Gather:
+      return put(Buffer::In, 0, rank.extents.in, parts.begin(r));
+    case Collective::Scatter:
+      return put(Buffer::In, 0, rank.extents.in, 0);
+  }
 }
 
 // The k-th send from a to b meets the k-th receive of b from a.
 void Checker::match() {
-  const size_t size = static_cast<size_t>(shape_.size);
-  const auto channel = [&](int from, int to) { return static_cast<size_t>(from) * size + static_cast<size_t>(to); };
-  std::vector<size_t> first(size * size + 1);  // of the sends on a channel, in the list of all sends
-  for (int r = 0; r < shape_.size; ++r)
-    for (const Step& step : of(r).plan.steps)
-      if (step.action == Action::Send) ++first[channel(r, step.peer) + 1];
-  for (size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
-
-  std::vector<At> sends(first.back());
-  std::vector<size_t> next(first.begin(), first.end() - 1);
-  for (int r = 0; r < shape_.size; ++r)
-    for (size_t i = 0; i < of(r).plan.steps.size(); ++i)
-      if (of(r).step(i).action == Action::Send) sends[next[channel(r, of(r).step(i).peer)]++] = {r, i};
-
-  std::copy(first.begin(), first.end() - 1, next.begin());
+  struct Messages {
+    std::vector<uint32_t> sends, receives;  // steps, by peer and then in order
+    size_t taken = 0;                       // sends to ranks that have been seen to
+  };
+  std::vector<Messages> all(ranks_.size());
   for (int r = 0; r < shape_.size; ++r) {
-    for (size_t i = 0; i < of(r).plan.steps.size(); ++i) {
-      const Step& step = of(r).step(i);
-      if (!communicates(step) || step.action == Action::Send) continue;
-      const size_t on = channel(step.peer, r);
-      if (next[on] == first[on + 1]) throw Fault{describe({r, i}) + ": no such message is sent"};
-      const At send = sends[next[on]++];
-      if (of(send.rank).step(send.index).place.count != step.place.count)
-        throw Fault{describe({r, i}) + " meets " + describe(send) + ": different lengths"};
-      of(r).partner[i] = send;
-      of(send.rank).partner[send.index] = {r, i};
-    }
+    Messages& messages = all[static_cast<size_t>(r)];
+    const std::vector<Step>& steps = of(r).plan.steps;
+    for (uint32_t i = 0; i < steps.size(); ++i)
+      if (communicates(steps[i])) (steps[i].action == Action::Send ? messages.sends : messages.receives).push_back(i);
+    const auto by_peer = [&](uint32_t a, uint32_t b) { return steps[a].peer < steps[b].peer; };
+    std::stable_sort(messages.sends.begin(), messages.sends.end(), by_peer);
+    std::stable_sort(messages.receives.begin(), messages.receives.end(), by_peer);
   }
-  for (size_t on = 0; on + 1 < first.size(); ++on)
-    if (next[on] != first[on + 1]) throw Fault{describe(sends[next[on]]) + ": nobody receives this message"};
+  // Receivers in ascending order, so that every sender's list is gone through once.
+  const auto next_to = [&](int from, int to) -> const uint32_t* {
+    const Messages& messages = all[static_cast<size_t>(from)];
+    if (messages.taken == messages.sends.size()) return nullptr;
+    const uint32_t& send = messages.sends[messages.taken];
+    return of(from).step(send).peer == to ? &send : nullptr;
+  };
+  for (int r = 0; r < shape_.size; ++r) {
+    for (const uint32_t i : all[static_cast<size_t>(r)].receives) {
+      const Step& step = of(r).step(i);
+      const uint32_t* send = next_to(step.peer, r);
+      if (send == nullptr) throw Fault{describe({r, i}) + ": no such message is sent"};
+      ++all[static_cast<size_t>(step.peer)].taken;
+      if (of(step.peer).step(*send).place.count != step.place.count)
+        throw Fault{describe({r, i}) + " meets " + describe({step.peer, *send}) + ": different lengths"};
+      of(r).partner[i] = {step.peer, *send};
+      of(step.peer).partner[*send] = {r, i};
+    }
+    for (int from = 0; from < shape_.size; ++from)
+      if (const uint32_t* send = next_to(from, r)) throw Fault{describe({from, *send}) + ": nobody receives this message"};
+  }
 }
 
 void Checker::run() {
@@ -129,7 +162,7 @@ void Checker::run() {
     for (size_t i = of(r).begin; i < of(r).end; ++i) {
       const At partner = of(r).partner[i];
       if (communicates(of(r).step(i)) && partner.index >= of(partner.rank).end)
-        throw Fault{"deadlock: " + describe({r, i}) + " waits for " + describe(partner)};
+        throw Fault{"deadlock: " + describe({r, static_cast<uint32_t>(i)}) + " waits for " + describe(partner)};
     }
   }
 }
@@ -145,129 +178,178 @@ void Checker::begin_round(int r) {
 
   for (size_t i = rank.begin; i < rank.end; ++i) {
     const Step& step = rank.step(i);
+    const At at{r, static_cast<uint32_t>(i)};
     if (!communicates(step)) {
-      std::vector<const Value*> terms;
-      for (const Place& place : step.from) terms.push_back(&rank.at(place));
-      store({r, i}, terms);
+      Terms terms;
+      for (const Place& place : step.from) terms.push_back(rank.read(place));
+      store(at, terms);
       continue;
     }
     const At partner = rank.partner[i];
     if (partner.index >= of(partner.rank).end) continue;  // not there yet
-    if (step.action == Action::Send) deliver({r, i}, partner);
-    if (step.action != Action::Send) deliver(partner, {r, i});
+    if (step.action == Action::Send) deliver(at, partner);
+    if (step.action != Action::Send) deliver(partner, at);
   }
 }
 
 void Checker::deliver(At send, At receive) {
-  const Value& message = of(send.rank).at(of(send.rank).step(send.index).place);
-  if (!message.written()) throw Fault{describe(send) + ": sends what nobody has written"};
+  std::vector<Segment> message = of(send.rank).read(of(send.rank).step(send.index).place);
+  for (const Segment& segment : message)
+    if (segment.sum == Sums::kNothing) throw Fault{describe(send) + ": sends what nobody has written"};
   const Step& step = of(receive.rank).step(receive.index);
-  if (step.action == Action::RecvReduce) store(receive, {&of(receive.rank).at(step.place), &message});
-  if (step.action == Action::Recv) store(receive, {&message});
+  if (step.action == Action::RecvReduce) store(receive, {of(receive.rank).read(step.place), std::move(message)});
+  if (step.action == Action::Recv) store(receive, {std::move(message)});
   for (const int r : {send.rank, receive.rank})
     if (--of(r).waiting == 0) ready_.push_back(r);
 }
 
-// Puts the sum of `terms` where the step writes.
-void Checker::store(At at, const std::vector<const Value*>& terms) {
+// Puts the sum of `terms` where the step writes, stretch by stretch of which every term is one segment.
+void Checker::store(At at, const Terms& terms) {
+  const Place& place = of(at.rank).step(at.index).place;
+  std::vector<Segment> result, stretch(terms.size());
+  std::vector<std::pair<size_t, size_t>> next(terms.size());  // of every term: segment, elements of it that are done
+  for (size_t done = 0; done < place.count; done += stretch[0].count) {
+    size_t count = place.count - done;
+    for (size_t t = 0; t < terms.size(); ++t) {
+      const Segment& segment = terms[t][next[t].first];
+      stretch[t] = {segment.count - next[t].second, segment.origin + next[t].second, segment.sum};
+      count = std::min(count, stretch[t].count);
+    }
+    for (size_t t = 0; t < terms.size(); ++t) {
+      stretch[t].count = count;
+      next[t].second += count;
+      if (next[t].second == terms[t][next[t].first].count) next[t] = {next[t].first + 1, 0};
+    }
+    result.push_back(sum(at, stretch));
+  }
+  of(at.rank).at(place.buffer).write(place.begin, result);
+}
+
+Segment Checker::sum(At at, const std::vector<Segment>& terms) {
   const Step& step = of(at.rank).step(at.index);
-  const bool adds = step.action == Action::RecvReduce || step.action == Action::Fold;
   const auto fault = [&](const char* what) { throw Fault{describe(at) + ": " + what}; };
-  for (const Value* term : terms) {
-    if (!term->written()) fault("uses what nobody has written");
-    if (term->origin != terms[0]->origin) fault("adds up contributions to different elements");
-    if (adds && term->scaled) fault("adds to a sum that was complete");
+  for (const Segment& term : terms) {
+    if (term.sum == Sums::kNothing) fault("uses what nobody has written");
+    if (term.origin != terms[0].origin) fault("adds up contributions to different elements");
+    if (adds(step) && sums_.is_scaled(term.sum)) fault("adds to a sum that was complete");
   }
   if (step.action == Action::Fold && of(at.rank).plan.single_fold) {
     if (terms.size() != static_cast<size_t>(shape_.size)) fault("single_fold, yet not one term of every rank");
     for (size_t i = 0; i < terms.size(); ++i)
-      if (!terms[i]->holds(static_cast<int>(i), static_cast<int>(i) + 1)) fault("single_fold, yet not in rank order");
+      if (!sums_.holds(terms[i].sum, static_cast<int>(i), static_cast<int>(i) + 1)) fault("single_fold, yet not in rank order");
   }
-  Value value = sum(terms);
-  const bool complete = value.holds(0, shape_.size);
-  if (adds && step.last && !complete) fault("`last`, yet not every contribution is in exactly once");
-  if (adds && !step.last && complete) fault("every contribution is in, yet not `last`");
-  value.scaled |= step.last;
-  of(at.rank).at(step.place) = std::move(value);
+  Segment total = terms[0];
+  for (size_t i = 1; i < terms.size(); ++i) total.sum = sums_.add(total.sum, terms[i].sum);
+  if (!adds(step)) return total;
+  const bool complete = sums_.holds(total.sum, 0, shape_.size);
+  if (step.last && !complete) fault("`last`, yet not every contribution is in exactly once");
+  if (!step.last && complete) fault("every contribution is in, yet not `last`");
+  if (step.last) total.sum = sums_.scaled(total.sum);
+  return total;
 }
 
 // Every rank must hold what the collective promises.
 void Checker::check_results() {
   const Parts& parts = shape_.parts;
   for (int r = 0; r < shape_.size; ++r) {
+    size_t placed = 0;  // elements of Out before those from rank q
     switch (algorithm_.collective) {
       case Collective::AllReduce:
-        expect(r, 0, parts.total(), 0, 0, shape_.size);
+        expect_sum(r, 0, parts.total());
         break;
       case Collective::ReduceScatter:
-        expect(r, parts.begin(r), parts.count(r), parts.begin(r), 0, shape_.size);
+        expect_sum(r, parts.begin(r), parts.count(r));
+        break;
+      case Collective::Reduce:
+        if (r == shape_.root) expect_sum(r, 0, parts.total());
         break;
       case Collective::AllGather:
-        for (int q = 0; q < shape_.size; ++q) expect(r, parts.begin(q), parts.count(q), parts.begin(q), q, 1);
-        break;
       case Collective::Broadcast:
-        expect(r, 0, parts.total(), 0, shape_.root, 1);
+        expect_moved(r, 0, parts.total(), 0);
+        break;
+      case Collective::Gather:
+        if (r == shape_.root) expect_moved(r, 0, parts.total(), 0);
+        break;
+      case Collective::Scatter:
+        expect_moved(r, 0, parts.count(r), parts.begin(r));
         break;
       case Collective::AllToAll:
-        for (int q = 0; q < shape_.size; ++q) expect(r, parts.begin(q), parts.count(q), parts.begin(r), q, 1);
+        for (int q = 0; q < shape_.size; ++q)
+          expect_moved(r, parts.begin(q), parts.count(q), rows_[static_cast<size_t>(q)] + parts.begin(r));
+        break;
+      case Collective::AllToAllV:
+        for (int q = 0; q < shape_.size; ++q) {
+          expect_moved(r, placed, shape_.sent(q, r), rows_[static_cast<size_t>(q)]);
+          placed += shape_.sent(q, r);
+          rows_[static_cast<size_t>(q)] += shape_.sent(q, r);  // the next receiver's begin there
+        }
         break;
     }
   }
   if (algorithm_.collective == Collective::AllReduce) expect_same_order();
 }
 
-// Out[begin, begin + count) holds, once each, the contributions of `ranks` ranks from `first_rank` on to elements origin,
-// origin + 1, ...
-void Checker::expect(int r, size_t begin, size_t count, size_t origin, int first_rank, int ranks) {
-  if (count == 0) return;
-  const Rank& rank = of(r);
-  for (size_t i = rank.ranges.first(Buffer::Out, begin); i < rank.ranges.size(); ++i) {
-    const Place& range = rank.ranges[i];
-    if (range.buffer != Buffer::Out || range.begin >= begin + count) break;
-    const Value& value = rank.values[i];
-    const size_t from = std::max(range.begin, begin);
-    const bool right =
-        value.holds(first_rank, first_rank + ranks) && value.origin + (from - range.begin) == origin + (from - begin);
-    if (!right) throw Fault{format("rank %d: the result is wrong from element %zu on", r, from)};
-    if (reduces(algorithm_.collective) && !value.scaled) throw Fault{format("rank %d: element %zu was never `last`", r, from)};
+// Out[begin, begin + count) holds the contributions of all ranks to these elements, once each.
+void Checker::expect_sum(int r, size_t begin, size_t count) {
+  for (const Segment& segment : of(r).read({Buffer::Out, begin, count})) {
+    const bool right = sums_.holds(segment.sum, 0, shape_.size) && segment.origin == begin;
+    if (!right) throw Fault{format("rank %d: the result is wrong from element %zu on", r, begin)};
+    if (!sums_.is_scaled(segment.sum)) throw Fault{format("rank %d: element %zu was never `last`", r, begin)};
+    begin += segment.count;
+  }
+}
+
+// Out[begin, begin + count) holds elements origin, origin + 1, ... of what all ranks held together.
+void Checker::expect_moved(int r, size_t begin, size_t count, size_t origin) {
+  for (const Segment& segment : of(r).read({Buffer::Out, begin, count})) {
+    if (segment.sum == Sums::kNothing || segment.origin != origin)
+      throw Fault{format("rank %d: the result is wrong from element %zu on", r, begin)};
+    begin += segment.count;
+    origin += segment.count;
   }
 }
 
 // Additions do not associate: sums have the same bits on every rank only if they were added up in the same order.
 void Checker::expect_same_order() {
-  const Rank& zero = of(0);
+  const Place whole{Buffer::Out, 0, shape_.parts.total()};
+  const std::vector<Segment> zero = of(0).read(whole);
   for (int r = 1; r < shape_.size; ++r) {
-    const Rank& rank = of(r);
-    size_t i = rank.ranges.first(Buffer::Out, 0), j = zero.ranges.first(Buffer::Out, 0);
-    for (size_t element = 0; element < shape_.parts.total();) {
-      if (rank.values[i].order != zero.values[j].order)
+    const std::vector<Segment> mine = of(r).read(whole);
+    size_t i = 0, j = 0, end = 0, end_of_zero = 0;  // of mine[i - 1], of zero[j - 1]
+    for (size_t element = 0; element < whole.count; element = std::min(end, end_of_zero)) {
+      if (element == end) end += mine[i++].count;
+      if (element == end_of_zero) end_of_zero += zero[j++].count;
+      if (mine[i - 1].sum != zero[j - 1].sum)
         throw Fault{format("rank %d: element %zu is added up in another order than on rank 0", r, element)};
-      const size_t end = rank.ranges[i].begin + rank.ranges[i].count, end_of_zero = zero.ranges[j].begin + zero.ranges[j].count;
-      element = std::min(end, end_of_zero);
-      if (element == end) ++i;
-      if (element == end_of_zero) ++j;
     }
   }
 }
 
-// The busiest ranks' rounds and elements are those of the row.
+// What the plans cost is what the row says.
 void Checker::check_costs() const {
-  size_t most_rounds = 0, most_sent = 0;
+  Cost most;
   for (const Rank& rank : ranks_) {
-    size_t rounds = 0, sent = 0;
+    Cost cost;
     int counted = -1;
     for (const Step& step : rank.plan.steps) {
-      if (step.action == Action::Send) sent += step.place.count;
-      if (!communicates(step) || step.round == counted) continue;
+      if (step.action == Action::Send) cost.elements_sent += step.place.count;
+      if (step.action == Action::RecvReduce) cost.elements_added += step.place.count;
+      if (step.action == Action::Fold) cost.elements_added += (step.from.size() - 1) * step.place.count;
+      if (!communicates(step)) continue;
+      ++cost.messages;
+      if (step.round != counted) ++cost.rounds;
       counted = step.round;
-      ++rounds;
     }
-    most_rounds = std::max(most_rounds, rounds);
-    most_sent = std::max(most_sent, sent);
+    most.take_max(cost);
   }
-  const size_t rounds = algorithm_.rounds(shape_), sent = algorithm_.elements_sent(shape_);
-  if (most_rounds != rounds) throw Fault{format("%zu rounds, by the formula %zu", most_rounds, rounds)};
-  if (most_sent != sent) throw Fault{format("%zu elements sent by the busiest rank, by the formula %zu", most_sent, sent)};
+  const Cost said = algorithm_.cost(shape_);
+  const auto hold = [](const char* what, size_t found, size_t formula) {
+    if (found != formula) throw Fault{format("%zu %s, by the formula %zu", found, what, formula)};
+  };
+  hold("rounds", most.rounds, said.rounds);
+  hold("elements sent by the busiest rank", most.elements_sent, said.elements_sent);
+  hold("messages of the busiest rank", most.messages, said.messages);
+  hold("elements added up by the busiest rank", most.elements_added, said.elements_added);
 }
 
 }  // namespace

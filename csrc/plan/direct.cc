@@ -3,18 +3,17 @@
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 //
-//   all-reduce      2 rounds   2(P-1)/P * n   exactly: n + (P-2) times the largest part
-//   reduce-scatter  1 round     (P-1)/P * n   exactly: n less the smallest part
-//   all-gather      1 round     (P-1)/P * n   exactly: P-1 times the largest part
-//   broadcast       1 round     (P-1) * n     by the root
-//   all-to-all      P-1 rounds  (P-1)/P * n   pairwise exchange: in round s with the ranks s ahead and s behind
+//                   rounds  elements sent                                            messages
+//   all-reduce      2       2(P-1)/P * n  exactly: n + (P-2) times the largest part  4(P-1)
+//   reduce-scatter  1        (P-1)/P * n  exactly: n less the smallest part          2(P-1)
+//   all-gather      1        (P-1)/P * n  exactly: P-1 times the largest part        2(P-1)
+//   reduce          2             n       every owner sends its sum to the root      3(P-1) or so
+//   broadcast       1        (P-1) * n    by the root                                P-1
 //
-// Peers are visited from the next rank on, so that rank 0 is not everyone's first.
+// All P contributions to a part are added up in one pass, (P-1) times the largest part. Peers are visited from the next rank
+// on, so that rank 0 is not everyone's first.
 #include "plan/direct.h"
 
-#include <algorithm>
-
-#include "base/error.h"
 #include "plan/algorithms.h"
 
 namespace roundel::plan {
@@ -88,44 +87,86 @@ Plan make_broadcast(const Shape& shape) {
   return plan.take(true);
 }
 
-Plan make_alltoall(const Shape& shape) {
-  const auto in = [&](int r) { return Place{Buffer::In, shape.parts.begin(r), shape.parts.count(r)}; };
-  for (int r = 0; r < shape.size; ++r) ROUNDEL_CHECK(shape.parts.count(r) == shape.parts.count(0));
-
+Plan make_reduce(const Shape& shape) {
   Builder plan;
-  plan.add(copy(shape.parts[shape.rank], in(shape.rank)));
-  for (int s = 1; s < shape.size; ++s) {
-    const int to = (shape.rank + s) % shape.size, from = (shape.rank - s + shape.size) % shape.size;
-    plan.exchange(send(to, in(to)), recv(from, shape.parts[from]));
-  }
+  reduce_scatter_within(plan, everyone(shape), by_parts(shape), true);
+  plan.begin_round();
+  if (shape.rank != shape.root) plan.add(send(shape.root, shape.parts[shape.rank]));
+  for (int r = 0; r < shape.size && shape.rank == shape.root; ++r)
+    if (r != shape.root) plan.add(recv(r, shape.parts[r]));
   return plan.take(true);
 }
 
-size_t smallest(const Parts& parts) {
-  size_t count = parts.count(0);
-  for (int r = 1; r < parts.size(); ++r) count = std::min(count, parts.count(r));
-  return count;
+// The costs of what `cost` says of every rank, given what all own and what it owns.
+template <class F>
+Cost worst(const Shape& shape, F cost) {
+  const std::vector<Amount> owned = amounts(by_parts(shape));
+  const Amount all = sum(owned);
+  Cost most;
+  for (int r = 0; r < shape.size; ++r) most.take_max(cost(r, all, owned[static_cast<size_t>(r)]));
+  return most;
 }
 
-size_t largest(const Parts& parts) {
-  size_t count = 0;
-  for (int r = 0; r < parts.size(); ++r) count = std::max(count, parts.count(r));
-  return count;
+Cost cost_of_allreduce(const Shape& shape) {
+  const size_t size = static_cast<size_t>(shape.size);
+  return worst(shape, [&](int, Amount all, Amount mine) {
+    return cost_of_reduce_scatter(size, all, mine) + cost_of_allgather(size, all, mine);
+  });
 }
 
-size_t others(const Shape& shape) { return static_cast<size_t>(shape.size - 1); }
-bool silent(const Shape& shape) { return shape.size == 1 || shape.parts.total() == 0; }
+Cost cost_of_reduce(const Shape& shape) {
+  return worst(shape, [&](int rank, Amount all, Amount mine) {
+    Cost cost = cost_of_reduce_scatter(static_cast<size_t>(shape.size), all, mine);
+    const size_t messages = rank == shape.root ? (all - mine).places : mine.places;
+    if (rank != shape.root) cost.elements_sent += mine.elements;
+    cost.messages += messages;
+    cost.rounds += messages > 0 ? 1 : 0;
+    return cost;
+  });
+}
 
 }  // namespace
+
+Amount operator-(Amount a, Amount b) { return {a.elements - b.elements, a.places - b.places}; }
+
+Cost operator+(const Cost& a, const Cost& b) {
+  return {a.rounds + b.rounds, a.elements_sent + b.elements_sent, a.messages + b.messages, a.elements_added + b.elements_added};
+}
+
+std::vector<Amount> amounts(const Owned& owned) {
+  std::vector<Amount> of_member(owned.size());
+  for (size_t i = 0; i < owned.size(); ++i)
+    for (const Place& place : owned[i]) of_member[i].add(place.count);
+  return of_member;
+}
+
+Amount sum(const std::vector<Amount>& amounts) {
+  Amount total;
+  for (const Amount& amount : amounts) total = {total.elements + amount.elements, total.places + amount.places};
+  return total;
+}
+
+Cost cost_of_reduce_scatter(size_t size, Amount all, Amount mine) {
+  if (size == 1) return {};
+  const Amount theirs = all - mine;
+  return {.rounds = all.places > 0 ? 1u : 0u,
+          .elements_sent = theirs.elements,
+          .messages = theirs.places + (size - 1) * mine.places,
+          .elements_added = (size - 1) * mine.elements};
+}
+
+Cost cost_of_allgather(size_t size, Amount all, Amount mine) {
+  if (size == 1) return {};
+  return {.rounds = all.places > 0 ? 1u : 0u,
+          .elements_sent = (size - 1) * mine.elements,
+          .messages = (all - mine).places + (size - 1) * mine.places};
+}
 
 constinit const Algorithm direct_allreduce = {
     .name = "direct",
     .collective = Collective::AllReduce,
     .make = make_allreduce,
-    .rounds = [](const Shape& shape) -> size_t { return silent(shape) ? 0 : 2; },
-    .elements_sent = [](const Shape& shape) -> size_t {
-      return silent(shape) ? 0 : shape.parts.total() + (others(shape) - 1) * largest(shape.parts);
-    },
+    .cost = cost_of_allreduce,
     .single_fold = true,
 };
 
@@ -133,8 +174,12 @@ constinit const Algorithm direct_reduce_scatter = {
     .name = "direct",
     .collective = Collective::ReduceScatter,
     .make = make_reduce_scatter,
-    .rounds = [](const Shape& shape) -> size_t { return silent(shape) ? 0 : 1; },
-    .elements_sent = [](const Shape& shape) -> size_t { return shape.parts.total() - smallest(shape.parts); },
+    .cost =
+        [](const Shape& shape) {
+          return worst(shape, [&](int, Amount all, Amount mine) {
+            return cost_of_reduce_scatter(static_cast<size_t>(shape.size), all, mine);
+          });
+        },
     .single_fold = true,
 };
 
@@ -142,8 +187,12 @@ constinit const Algorithm direct_allgather = {
     .name = "direct",
     .collective = Collective::AllGather,
     .make = make_allgather,
-    .rounds = [](const Shape& shape) -> size_t { return silent(shape) ? 0 : 1; },
-    .elements_sent = [](const Shape& shape) -> size_t { return others(shape) * largest(shape.parts); },
+    .cost =
+        [](const Shape& shape) {
+          return worst(shape, [&](int, Amount all, Amount mine) {
+            return cost_of_allgather(static_cast<size_t>(shape.size), all, mine);
+          });
+        },
     .single_fold = true,
 };
 
@@ -151,17 +200,19 @@ constinit const Algorithm direct_broadcast = {
     .name = "direct",
     .collective = Collective::Broadcast,
     .make = make_broadcast,
-    .rounds = [](const Shape& shape) -> size_t { return silent(shape) ? 0 : 1; },
-    .elements_sent = [](const Shape& shape) -> size_t { return others(shape) * shape.parts.total(); },
+    .cost = [](const Shape& shape) -> Cost {
+      const size_t others = static_cast<size_t>(shape.size - 1), count = shape.parts.total();
+      if (others == 0 || count == 0) return {};
+      return {.rounds = 1, .elements_sent = others * count, .messages = others};
+    },
     .single_fold = true,
 };
 
-constinit const Algorithm direct_alltoall = {
+constinit const Algorithm direct_reduce = {
     .name = "direct",
-    .collective = Collective::AllToAll,
-    .make = make_alltoall,
-    .rounds = [](const Shape& shape) -> size_t { return silent(shape) ? 0 : others(shape); },
-    .elements_sent = [](const Shape& shape) -> size_t { return shape.parts.total() - shape.parts.count(0); },
+    .collective = Collective::Reduce,
+    .make = make_reduce,
+    .cost = cost_of_reduce,
     .single_fold = true,
 };
 

@@ -25,4 +25,22 @@ void reduce_scatter_within(Builder& plan, const Group& group, const Owned& owned
 // Sends every place from its owner to the others.
 void allgather_within(Builder& plan, const Group& group, const Owned& owned);
 
+// What a member owns: elements, and how many places that are not empty.
+struct Amount {
+  size_t elements = 0, places = 0;
+
+  void add(size_t count) {
+    elements += count;
+    places += count > 0 ? 1 : 0;
+  }
+};
+Amount operator-(Amount a, Amount b);
+std::vector<Amount> amounts(const Owned& owned);
+Amount sum(const std::vector<Amount>& amounts);
+
+// What these exchanges cost a member of a group of `size` that owns `mine`, when the group owns `all`.
+Cost cost_of_reduce_scatter(size_t size, Amount all, Amount mine);
+Cost cost_of_allgather(size_t size, Amount all, Amount mine);
+Cost operator+(const Cost& a, const Cost& b);
+
 }  // namespace roundel::plan

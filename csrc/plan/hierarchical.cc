@@ -1,92 +1,75 @@
-// Hierarchical all-reduce, for ranks that share hosts: reduce-scatter inside each host, all-reduce across hosts between ranks
-// of equal index, all-gather inside each host. With L ranks on each of H hosts: 4 rounds, 2(P-1)/P * n elements sent per rank,
-// of which only 2(H-1)/P * n leave the host.
+// Hierarchical collectives, for ranks that share hosts: inside each host, across hosts between ranks of equal index, inside each
+// host. What moves is as much as in direct.cc, but every element crosses to another host once instead of once for each rank there.
 //
 // Cho et al., "BlueConnect: decomposing all-reduce for deep learning on heterogeneous network hierarchy", SysML 2019; at both
 // levels the exchanges are those of direct.cc.
 //
-// Hosts may have different numbers of ranks. The smallest number, m, is how many slices the data is cut in; rank i < m of a
-// host owns slice i there. A slice is cut in H grains, one for the owner on each host; all messages are grains, so that ranges
-// stay equal or disjoint.
+// With L ranks on each of H hosts:
 //
-// Exactly: the busiest rank is the first of some host: n + (H-2) grains of its own + (L-1) slices, of the largest slice. Rounds
-// inside hosts fall away if no host has two ranks, rounds across if there is one host.
+//                   rounds  elements sent  of these leaving the host
+//   all-reduce      4       2(P-1)/P * n   2(H-1)/P * n               inside, across and back
+//   reduce-scatter  2        (P-1)/P * n    (H-1)/P * n               inside, across
+//   all-gather      2        (P-1)/P * n    (H-1)/P * n               across, inside
+//
+// Hosts may have different numbers of ranks, of which m, the smallest number, are owners on every host (hosts.h).
+//
+// All-reduce: data is cut in m slices, and a slice in H grains, one for its owner on each host; all messages are grains, so that
+// ranges stay equal or disjoint.
+//
+// Reduce-scatter and all-gather: the part of the rank of index i goes through the owners of index i mod m; on hosts with more
+// than m ranks there is one round more, between owners and those ranks.
 #include <algorithm>
 
-#include "base/error.h"
 #include "plan/algorithms.h"
-#include "plan/direct.h"
+#include "plan/hosts.h"
 
 namespace roundel::plan {
 namespace {
 
-using Hosts = std::vector<std::vector<int>>;  // ranks of every host, ascending
+size_t at(int index) { return static_cast<size_t>(index); }
 
-Hosts hosts_of(const Shape& shape) {
-  ROUNDEL_CHECK(shape.host.empty() || shape.host.size() == static_cast<size_t>(shape.size));
-  Hosts hosts;
-  for (int r = 0; r < shape.size; ++r) {
-    const size_t host = shape.host.empty() ? 0 : static_cast<size_t>(shape.host[static_cast<size_t>(r)]);
-    ROUNDEL_CHECK(host <= hosts.size());  // numbered in order of first appearance
-    if (host == hosts.size()) hosts.emplace_back();
-    hosts[host].push_back(r);
-  }
-  return hosts;
+Cost cost_of_reduce_scatter(const std::vector<Amount>& owned, int member) {
+  return plan::cost_of_reduce_scatter(owned.size(), sum(owned), owned[at(member)]);
 }
 
-size_t smallest(const Hosts& hosts) {
-  return std::min_element(hosts.begin(), hosts.end(), [](auto& a, auto& b) { return a.size() < b.size(); })->size();
-}
-
-size_t largest(const Hosts& hosts) {
-  return std::max_element(hosts.begin(), hosts.end(), [](auto& a, auto& b) { return a.size() < b.size(); })->size();
+Cost cost_of_allgather(const std::vector<Amount>& owned, int member) {
+  return plan::cost_of_allgather(owned.size(), sum(owned), owned[at(member)]);
 }
 
 // grains[i][h]: the part of slice i that the owner of slice i on host h adds up across hosts.
-std::vector<std::vector<Place>> cut(size_t count, const Hosts& hosts) {
-  const int owners = static_cast<int>(smallest(hosts));
-  const Parts slices = Parts::even(count, owners);
-  std::vector<std::vector<Place>> grains(static_cast<size_t>(owners));
-  for (int i = 0; i < owners; ++i) {
-    const Parts slice = Parts::even(slices.count(i), static_cast<int>(hosts.size()));
-    for (int h = 0; h < slice.size(); ++h)
-      grains[static_cast<size_t>(i)].push_back({Buffer::Out, slices.begin(i) + slice.begin(h), slice.count(h)});
+Owned cut(size_t count, const Hosts& hosts) {
+  const Parts slices = Parts::even(count, hosts.owners());
+  Owned grains(at(hosts.owners()));
+  for (int i = 0; i < hosts.owners(); ++i) {
+    const Parts slice = Parts::even(slices.count(i), hosts.count());
+    for (int h = 0; h < slice.size(); ++h) grains[at(i)].push_back(out(slices.begin(i) + slice.begin(h), slice.count(h)));
   }
   return grains;
 }
 
-Group host_of(int rank, const Hosts& hosts) {
-  for (const std::vector<int>& ranks : hosts) {
-    const auto found = std::find(ranks.begin(), ranks.end(), rank);
-    if (found != ranks.end()) return {ranks, static_cast<int>(found - ranks.begin())};
-  }
-  ROUNDEL_CHECK(!"every rank has a host");
+// What each member of a host's group owns: ranks that are no owners nothing.
+Owned on_host(Owned of_owners, const Group& host) {
+  of_owners.resize(host.ranks.size());
+  return of_owners;
 }
 
-// The owners of slice `index`, one on each host.
-Group owners_of(size_t index, int rank, const Hosts& hosts) {
-  Group group;
-  for (const std::vector<int>& ranks : hosts) {
-    if (ranks[index] == rank) group.me = group.size();
-    group.ranks.push_back(ranks[index]);
-  }
-  return group;
+Owned one_each(const std::vector<Place>& places) {
+  Owned owned;
+  for (const Place& place : places) owned.push_back({place});
+  return owned;
 }
 
 Plan make_allreduce(const Shape& shape) {
-  const Hosts hosts = hosts_of(shape);
-  const std::vector<std::vector<Place>> grains = cut(shape.parts.total(), hosts);
-  const Group host = host_of(shape.rank, hosts);
-  const size_t index = static_cast<size_t>(host.me);
-  Owned slices = grains;
-  slices.resize(host.ranks.size());  // ranks beyond the m-th own nothing
+  const Hosts hosts(shape);
+  const Owned grains = cut(shape.parts.total(), hosts);
+  const Group host = hosts.group(shape.rank);
+  const Owned slices = on_host(grains, host);
 
   Builder plan;
-  reduce_scatter_within(plan, host, slices, hosts.size() == 1);
-  if (hosts.size() > 1 && index < grains.size()) {
-    const Group owners = owners_of(index, shape.rank, hosts);
-    Owned shares;
-    for (const Place& grain : grains[index]) shares.push_back({grain});
+  reduce_scatter_within(plan, host, slices, hosts.count() == 1);
+  if (hosts.count() > 1 && host.me < hosts.owners()) {
+    const Group owners = hosts.peers(shape.rank);
+    const Owned shares = one_each(grains[at(host.me)]);
     reduce_scatter_within(plan, owners, shares, true);
     allgather_within(plan, owners, shares);
   }
@@ -94,23 +77,102 @@ Plan make_allreduce(const Shape& shape) {
   return plan.take(shape.size == 1);
 }
 
-size_t rounds(const Shape& shape) {
-  const Hosts hosts = hosts_of(shape);
-  if (shape.parts.total() == 0) return 0;
-  const size_t inside = largest(hosts) > 1 ? 2 : 0;
-  const size_t across = hosts.size() > 1 ? 2 : 0;
-  return inside + across;
+Cost cost_of_allreduce(const Shape& shape) {
+  const Hosts hosts(shape);
+  const Owned grains = cut(shape.parts.total(), hosts);
+  Cost most;
+  for (int rank = 0; rank < shape.size; ++rank) {
+    const Group host = hosts.group(rank);
+    const std::vector<Amount> slices = amounts(on_host(grains, host));
+    Cost cost = cost_of_reduce_scatter(slices, host.me) + cost_of_allgather(slices, host.me);
+    if (host.me < hosts.owners()) {
+      const std::vector<Amount> shares = amounts(one_each(grains[at(host.me)]));
+      cost = cost + cost_of_reduce_scatter(shares, hosts.host(rank)) + cost_of_allgather(shares, hosts.host(rank));
+    }
+    most.take_max(cost);
+  }
+  return most;
 }
 
-size_t elements_sent(const Shape& shape) {
-  const Hosts hosts = hosts_of(shape);
-  const std::vector<Place> slice = cut(shape.parts.total(), hosts)[0];
-  size_t slice_count = 0, most = 0;
-  for (const Place& grain : slice) slice_count += grain.count;
-  for (size_t h = 0; h < hosts.size(); ++h) {
-    const size_t inside = shape.parts.total() - slice_count + (hosts[h].size() - 1) * slice_count;
-    const size_t across = slice_count - slice[h].count + (hosts.size() - 1) * slice[h].count;
-    most = std::max(most, inside + across);
+// The parts that go through the owners of an index, by host.
+Owned through(int index, const Hosts& hosts, const Parts& parts) {
+  Owned owned(at(hosts.count()));
+  for (int h = 0; h < hosts.count(); ++h)
+    for (size_t i = at(index); i < hosts.ranks(h).size(); i += at(hosts.owners()))
+      owned[at(h)].push_back(parts[hosts.ranks(h)[i]]);
+  return owned;
+}
+
+// The same by owner, of all hosts.
+Owned through_owners(const Hosts& hosts, const Parts& parts) {
+  Owned owned(at(hosts.owners()));
+  for (int i = 0; i < hosts.owners(); ++i)
+    for (const std::vector<Place>& places : through(i, hosts, parts))
+      owned[at(i)].insert(owned[at(i)].end(), places.begin(), places.end());
+  return owned;
+}
+
+// One round between the owners of a host and those whose parts they hold: `move(from, to, part)`.
+template <class Move>
+void between_owners_and_others(Builder& plan, const Shape& shape, const Hosts& hosts, Move move) {
+  const Group host = hosts.group(shape.rank);
+  plan.begin_round();
+  if (host.me >= hosts.owners()) move(host.ranks[at(host.me % hosts.owners())], shape.rank);
+  for (int i = host.me + hosts.owners(); host.me < hosts.owners() && i < host.size(); i += hosts.owners())
+    move(shape.rank, host.ranks[at(i)]);
+}
+
+Plan make_reduce_scatter(const Shape& shape) {
+  const Hosts hosts(shape);
+  const Group host = hosts.group(shape.rank);
+  Builder plan;
+  if (hosts.count() == 1) {
+    reduce_scatter_within(plan, host, through_owners(hosts, shape.parts), true);
+    return plan.take(shape.size == 1);
+  }
+  reduce_scatter_within(plan, host, on_host(through_owners(hosts, shape.parts), host), false);
+  if (host.me < hosts.owners())
+    reduce_scatter_within(plan, hosts.peers(shape.rank), through(host.me, hosts, shape.parts), true);
+  between_owners_and_others(plan, shape, hosts, [&](int owner, int other) {
+    const Place part = shape.parts[other];
+    plan.add(shape.rank == owner ? send(other, part) : recv(owner, part));
+  });
+  return plan.take(false);
+}
+
+Plan make_allgather(const Shape& shape) {
+  const Hosts hosts(shape);
+  const Group host = hosts.group(shape.rank);
+  Builder plan;
+  between_owners_and_others(plan, shape, hosts, [&](int owner, int other) {
+    const Place part = shape.parts[other];
+    plan.add(shape.rank == owner ? recv(other, part) : send(owner, part));
+  });
+  if (host.me < hosts.owners()) allgather_within(plan, hosts.peers(shape.rank), through(host.me, hosts, shape.parts));
+  allgather_within(plan, host, on_host(through_owners(hosts, shape.parts), host));
+  return plan.take(true);
+}
+
+// All but the last or first round, which scatters or gathers: `cost` for the exchange in a group.
+Cost cost_through_owners(const Shape& shape, Cost (*cost_within)(const std::vector<Amount>&, int), bool owners_send) {
+  const Hosts hosts(shape);
+  const Owned by_owner = through_owners(hosts, shape.parts);
+  std::vector<std::vector<Amount>> shares;
+  for (int i = 0; i < hosts.owners(); ++i) shares.push_back(amounts(through(i, hosts, shape.parts)));
+  std::vector<Amount> owned = amounts(by_owner);
+  Cost most;
+  for (int rank = 0; rank < shape.size; ++rank) {
+    const Group host = hosts.group(rank);
+    owned.resize(host.ranks.size());
+    Cost cost = cost_within(owned, host.me);
+    if (host.me < hosts.owners()) cost = cost + cost_within(shares[at(host.me)], hosts.host(rank));
+    Amount own;  // parts that come from or go to this rank, which is no owner, or to those whose owner it is
+    if (host.me >= hosts.owners()) own.add(shape.parts.count(rank));
+    for (int i = host.me + hosts.owners(); host.me < hosts.owners() && i < host.size(); i += hosts.owners())
+      own.add(shape.parts.count(host.ranks[at(i)]));
+    const bool sends = owners_send == (host.me < hosts.owners());
+    cost = cost + Cost{own.places > 0 ? 1u : 0u, sends ? own.elements : 0, own.places, 0};
+    most.take_max(cost);
   }
   return most;
 }
@@ -121,9 +183,24 @@ constinit const Algorithm hierarchical_allreduce = {
     .name = "hierarchical",
     .collective = Collective::AllReduce,
     .make = make_allreduce,
-    .rounds = rounds,
-    .elements_sent = elements_sent,
+    .cost = cost_of_allreduce,
     .single_fold = false,
+};
+
+constinit const Algorithm hierarchical_reduce_scatter = {
+    .name = "hierarchical",
+    .collective = Collective::ReduceScatter,
+    .make = make_reduce_scatter,
+    .cost = [](const Shape& shape) { return cost_through_owners(shape, cost_of_reduce_scatter, true); },
+    .single_fold = false,
+};
+
+constinit const Algorithm hierarchical_allgather = {
+    .name = "hierarchical",
+    .collective = Collective::AllGather,
+    .make = make_allgather,
+    .cost = [](const Shape& shape) { return cost_through_owners(shape, cost_of_allgather, false); },
+    .single_fold = true,
 };
 
 }  // namespace roundel::plan

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "plan/plan.h"
 
@@ -17,27 +16,20 @@ struct Fault {
 std::string describe(int rank, const Plan& plan, size_t step);
 
 inline bool communicates(const Step& step) { return step.action != Action::Fold && step.action != Action::Copy; }
+inline bool adds(const Step& step) { return step.action == Action::RecvReduce || step.action == Action::Fold; }
 inline bool reduces(Collective collective) {
-  return collective == Collective::AllReduce || collective == Collective::ReduceScatter;
+  return collective == Collective::AllReduce || collective == Collective::ReduceScatter || collective == Collective::Reduce;
 }
 
-// The ranges that a plan distinguishes: those it names, and the gaps between them so that all of Out is covered.
-class Ranges {
- public:
-  // Throws Fault if two named ranges overlap in part.
-  Ranges(int rank, const Plan& plan, const Shape& shape);
-  size_t size() const { return ranges_.size(); }
-  const Place& operator[](size_t index) const { return ranges_[index]; }
-  size_t find(const Place& place) const;
-  // The range that begins at this element or has it inside.
-  size_t first(Buffer buffer, size_t element) const;
-
- private:
-  std::vector<Place> ranges_;  // ascending by buffer and begin, disjoint
+// How many elements a rank's buffers have; 0 where the collective gives it no such buffer.
+struct Extents {
+  size_t in = 0, out = 0, scratch = 0;
+  size_t of(Buffer buffer) const { return buffer == Buffer::In ? in : buffer == Buffer::Out ? out : scratch; }
 };
+Extents extents(int rank, const Plan& plan, Collective collective, const Shape& shape);
 
-// Throws Fault for a step that is malformed or outside its buffers, for ranges that are neither equal nor disjoint, and for
-// steps of one round of which one writes what another uses.
-Ranges inspect(int rank, const Plan& plan, const Algorithm& algorithm, const Shape& shape);
+// Throws Fault for a step that is malformed or outside its buffers, for ranges that are neither equal nor disjoint unless the
+// plan is nested, and for steps of one round of which one writes what another uses.
+void inspect(int rank, const Plan& plan, const Algorithm& algorithm, const Shape& shape);
 
 }  // namespace roundel::plan

@@ -1,6 +1,8 @@
 // Parts of a buffer and names: what plan.h declares and every plan uses.
 #include "plan/plan.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace roundel::plan {
@@ -21,8 +23,16 @@ Parts Parts::of(const std::vector<size_t>& counts) {
   return parts;
 }
 
+void Cost::take_max(const Cost& other) {
+  rounds = std::max(rounds, other.rounds);
+  elements_sent = std::max(elements_sent, other.elements_sent);
+  messages = std::max(messages, other.messages);
+  elements_added = std::max(elements_added, other.elements_added);
+}
+
 const char* name_of(Collective collective) {
-  constexpr const char* names[kCollectives] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "all-to-all"};
+  constexpr const char* names[kCollectives] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "all-to-all",
+                                                 "reduce",     "gather",         "scatter",    "all-to-all-v"};
   return names[static_cast<int>(collective)];
 }
 

@@ -56,7 +56,7 @@ Plan make_allgather(const Shape& shape) {
   return plan.take(true);
 }
 
-// The cost of one trip around: what x(j) says of every position j of the ring but one, for the rank that is spared least.
+// One trip around: what x(j) says of every position j of the ring but one, for the rank that is spared least.
 template <class X>
 size_t one_trip(const Shape& shape, X x) {
   size_t all = 0, spared = x(shape.parts, 0);
@@ -75,10 +75,11 @@ size_t two_trips(const Shape& shape, X x) {
 
 size_t elements(const Parts& part, int j) { return part.count(j); }
 
-// 1 if there is a round in which part j goes out and part j - 1 comes in.
-size_t round_of(const Parts& part, int j) {
-  return part.count(j) + part.count((j + part.size() - 1) % part.size()) > 0 ? 1 : 0;
+// In a round part j goes out and part j - 1 comes in; it is one if either has anything.
+size_t messages(const Parts& part, int j) {
+  return (part.count(j) > 0 ? 1u : 0u) + (part.count((j + part.size() - 1) % part.size()) > 0 ? 1u : 0u);
 }
+size_t round_of(const Parts& part, int j) { return messages(part, j) > 0 ? 1 : 0; }
 
 }  // namespace
 
@@ -86,8 +87,9 @@ constinit const Algorithm ring_allreduce = {
     .name = "ring",
     .collective = Collective::AllReduce,
     .make = make_allreduce,
-    .rounds = [](const Shape& shape) { return two_trips(shape, round_of); },
-    .elements_sent = [](const Shape& shape) { return two_trips(shape, elements); },
+    .cost = [](const Shape& shape) -> Cost {
+      return {two_trips(shape, round_of), two_trips(shape, elements), two_trips(shape, messages), one_trip(shape, elements)};
+    },
     .single_fold = false,
 };
 
@@ -95,8 +97,9 @@ constinit const Algorithm ring_reduce_scatter = {
     .name = "ring",
     .collective = Collective::ReduceScatter,
     .make = make_reduce_scatter,
-    .rounds = [](const Shape& shape) { return one_trip(shape, round_of); },
-    .elements_sent = [](const Shape& shape) { return one_trip(shape, elements); },
+    .cost = [](const Shape& shape) -> Cost {
+      return {one_trip(shape, round_of), one_trip(shape, elements), one_trip(shape, messages), one_trip(shape, elements)};
+    },
     .single_fold = false,
 };
 
@@ -104,8 +107,9 @@ constinit const Algorithm ring_allgather = {
     .name = "ring",
     .collective = Collective::AllGather,
     .make = make_allgather,
-    .rounds = [](const Shape& shape) { return one_trip(shape, round_of); },
-    .elements_sent = [](const Shape& shape) { return one_trip(shape, elements); },
+    .cost = [](const Shape& shape) -> Cost {
+      return {one_trip(shape, round_of), one_trip(shape, elements), one_trip(shape, messages), 0};
+    },
     .single_fold = true,
 };
 

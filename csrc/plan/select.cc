@@ -28,8 +28,11 @@ double seconds(const Algorithm& row, const Shape& shape, DType dtype, const Link
   // 16-bit sums that are not rounded once travel as float32.
   const size_t widening = is_half(dtype) && !row.single_fold ? 2 : 1;
   const auto wire = static_cast<double>(size_of(dtype) * widening);
-  double total = static_cast<double>(row.rounds(shape)) * cost.seconds_per_round +
-                 static_cast<double>(row.elements_sent(shape)) * wire * cost.seconds_per_byte;
+  const Cost plan = row.cost(shape);
+  double total = static_cast<double>(plan.rounds) * cost.seconds_per_round +
+                 static_cast<double>(plan.messages) * cost.seconds_per_message +
+                 static_cast<double>(plan.elements_sent) * wire * cost.seconds_per_byte +
+                 static_cast<double>(plan.elements_added) * wire * cost.seconds_per_added_byte;
   if (cost.seconds_per_leaving_byte > 0)
     total += static_cast<double>(elements_leaving(row, shape)) * wire * cost.seconds_per_leaving_byte;
   return total;

@@ -1,0 +1,77 @@
+// The selector is held to sensible choices.
+#include <string>
+#include <vector>
+
+#include "plans.h"
+
+using namespace roundel;
+using namespace roundel::test;
+
+namespace {
+
+constexpr LinkCost kLink{.seconds_per_round = 20e-6, .seconds_per_byte = 1e-9};  // a 10 Gbit/s network
+
+std::string selected(Collective collective, const Shape& shape, DType dtype = DType::Float32, const std::string& forced = "") {
+  return select(collective, shape, dtype, kLink, forced).name;
+}
+
+}  // namespace
+
+TEST(select_takes_few_rounds_for_small_and_few_bytes_for_large) {
+  for (const int size : {2, 3, 8, 64}) {
+    const Shape small = even_shape(size, 2), large = even_shape(size, 1 << 24);
+    for (const Algorithm& other : algorithms()) {
+      const Algorithm& fast = select(other.collective, small, DType::Float32, {1.0, 0.0}, "");
+      CHECK(fast.cost(small).rounds <= other.cost(small).rounds);
+      const Algorithm& lean = select(other.collective, large, DType::Float32, {0.0, 1.0}, "");
+      CHECK(lean.cost(large).elements_sent <= other.cost(large).elements_sent);
+    }
+  }
+  CHECK_EQ(selected(Collective::Broadcast, even_shape(8, 16)), "direct");
+  CHECK_EQ(selected(Collective::Broadcast, even_shape(8, 1 << 20)), "tree");
+  CHECK_EQ(selected(Collective::AllReduce, even_shape(8, 16)), "direct");
+  CHECK_EQ(selected(Collective::AllReduce, even_shape(8, 1 << 20)), "direct");
+}
+
+TEST(select_counts_float32_where_a_16_bit_sum_would_round_often) {
+  // 64 elements over 63 ranks: one part is of two, which its owner sends 62 times in direct, while a ring sends it once.
+  const Shape shape = even_shape(63, 64);
+  const LinkCost bytes_only{.seconds_per_round = 0, .seconds_per_byte = 1e-9};
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, bytes_only, "").name), "ring");
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::BFloat16, bytes_only, "").name), "direct");
+}
+
+TEST(select_goes_through_hosts_where_their_ranks_share_a_link) {
+  Shape shape = even_shape(8, 1 << 20);
+  shape.host = {0, 1, 0, 1, 0, 1, 0, 1};
+  const LinkCost shared{.seconds_per_round = 20e-6, .seconds_per_byte = 0.2e-9, .seconds_per_leaving_byte = 1e-9};
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, shared, "").name), "hierarchical");
+  shape.host = {0, 0, 0, 0, 0, 0, 0, 0};  // nothing leaves: no reason for more rounds
+  CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, shared, "").name), "direct");
+}
+
+TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
+  const Shape shape = even_shape(8, 16);
+  for (const Algorithm& algorithm : algorithms())
+    CHECK_EQ(selected(algorithm.collective, shape, DType::Float32, algorithm.name), algorithm.name);
+  CHECK_EQ(selected(Collective::AllToAll, shape, DType::Float32, "tree"), "direct");
+  try {
+    selected(Collective::AllReduce, shape, DType::Float32, "rign");
+    CHECK(!"an unknown name is refused");
+  } catch (const InvalidArgument& error) {
+    CHECK(std::string(error.what()).find("'rign'; known are: direct, hierarchical, ring, tree") != std::string::npos);
+  }
+}
+
+TEST(select_is_the_same_on_every_rank) {
+  for (const size_t count : {0u, 1u, 7u, 1000u, 1u << 20}) {
+    Shape shape = even_shape(7, count);
+    shape.host = {0, 0, 1, 0, 1, 2, 2};
+    for (int c = 0; c < kCollectives; ++c) {
+      const Collective collective = static_cast<Collective>(c);
+      shape.rank = 0;
+      const std::string zero = selected(collective, shape, DType::Float16);
+      for (shape.rank = 1; shape.rank < 7; ++shape.rank) CHECK_EQ(selected(collective, shape, DType::Float16), zero);
+    }
+  }
+}
