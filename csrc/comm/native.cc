@@ -24,6 +24,14 @@ plan::Collective collective_of(OpKind kind) {
       return plan::Collective::Broadcast;
     case OpKind::AllToAll:
       return plan::Collective::AllToAll;
+    case OpKind::Reduce:
+      return plan::Collective::Reduce;
+    case OpKind::Gather:
+      return plan::Collective::Gather;
+    case OpKind::Scatter:
+      return plan::Collective::Scatter;
+    case OpKind::AllToAllV:
+      return plan::Collective::AllToAllV;
     default:
       return plan::Collective::AllReduce;
   }
@@ -58,27 +66,39 @@ const char* NativeCommunicator::name() const {
 
 void NativeCommunicator::execute(const Operation& o) {
   current_ = &o;
-  const plan::Collective collective = collective_of(o.kind);
+  const View none{nullptr, 0, o.dtype()};
+  const bool at_root = world_->rank == o.root;
   switch (o.kind) {
     case OpKind::Barrier:
       return barrier(o);
     case OpKind::AllReduce:
       copy_in(o.out, o.in, o.prescale);
-      return run_plan(o, collective, {}, o.out);
+      return run_plan(o, none, o.out);
+    case OpKind::Reduce: {
+      const View work = at_root ? o.out : View{workspace(o.in.bytes()), o.in.count, o.in.dtype};
+      copy_in(work, o.in, o.prescale);
+      return run_plan(o, none, work);
+    }
     case OpKind::ReduceScatter: {
       const View work{workspace(o.in.bytes()), o.in.count, o.in.dtype};
       copy_in(work, o.in, o.prescale);
-      run_plan(o, collective, {}, work);
+      run_plan(o, none, work);
       return copy_in(o.out, {work.at(o.parts.begin(world_->rank)), o.out.count, o.out.dtype}, 1);
     }
     case OpKind::AllGather:
       copy_in({o.out.at(o.parts.begin(world_->rank)), o.in.count, o.in.dtype}, o.in, 1);
-      return run_plan(o, collective, {}, o.out);
+      return run_plan(o, none, o.out);
     case OpKind::Broadcast:
-      if (world_->rank == o.root) copy_in(o.out, o.in, 1);
-      return run_plan(o, collective, {}, o.out);
+      if (at_root) copy_in(o.out, o.in, 1);
+      return run_plan(o, none, o.out);
+    case OpKind::Gather:
+      return run_plan(o, o.in, at_root ? o.out : none);
+    case OpKind::Scatter:
+      return run_plan(o, at_root ? o.in : none, o.out);
     case OpKind::AllToAll:
-      return run_plan(o, collective, o.in, o.out);
+      return run_plan(o, o.in, o.out);
+    case OpKind::AllToAllV:
+      return alltoallv(o);
     case OpKind::PointToPoint:
       ROUNDEL_CHECK(false);
   }
@@ -97,21 +117,24 @@ const NativeCommunicator::Choice& NativeCommunicator::choose(plan::Collective co
   return choices_.emplace(key, Choice{algorithm.make(shape), number}).first->second;
 }
 
-void NativeCommunicator::run_plan(const Operation& o, plan::Collective collective, View in, View out) {
+plan::Shape NativeCommunicator::shape_of(const Operation& o, plan::Parts parts) const {
   plan::Shape shape;
   shape.rank = world_->rank;
   shape.size = world_->size;
   shape.root = o.root;
   shape.host = world_->host;
-  const bool own_parts = o.kind == OpKind::ReduceScatter || o.kind == OpKind::AllGather;
-  shape.parts = own_parts ? o.parts : plan::Parts::even(out.count, world_->size);
-  const Choice& choice = choose(collective, shape, out.dtype, own_parts);
+  shape.parts = std::move(parts);
+  return shape;
+}
+
+void NativeCommunicator::run_plan(const Operation& o, View in, View out) {
+  const plan::Shape shape = shape_of(o, has_parts(o.kind) ? o.parts : plan::Parts::even(o.in.count, world_->size));
+  const Choice& choice = choose(collective_of(o.kind), shape, out.dtype, has_parts(o.kind));
   const plan::Plan& plan = choice.plan;
   transport::Tag tag{o.sequence, 0, o.signature};
   tag.signature.algorithm = choice.algorithm;
   const ReduceOp op = o.kernel_op();
-  const bool adds =
-      (o.kind == OpKind::AllReduce || o.kind == OpKind::ReduceScatter) && (op == ReduceOp::Sum || op == ReduceOp::Product);
+  const bool adds = reduces(o.kind) && (op == ReduceOp::Sum || op == ReduceOp::Product);
   if (!is_half(out.dtype) || plan.single_fold || !adds) {
     executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline);
     return world_->transport->retire(tag);
@@ -125,10 +148,43 @@ void NativeCommunicator::run_plan(const Operation& o, plan::Collective collectiv
   world_->transport->retire(tag);
 }
 
-// A one-byte all-reduce: nobody gets everyone's byte before everyone has come.
+// Two plans under one sequence number. First every rank tells every other how much it sends: a pair that does not agree finds
+// out instead of waiting for what will never come.
+void NativeCommunicator::alltoallv(const Operation& o) {
+  const auto size = static_cast<size_t>(world_->size), rank = static_cast<size_t>(world_->rank);
+  std::vector<uint64_t> ours(size), theirs(size);
+  plan::Shape shape = shape_of(o, plan::Parts::even(size, world_->size));
+  for (size_t r = 0; r < size; ++r) ours[r] = o.sends.count(static_cast<int>(r));
+  const Choice& counts = choose(plan::Collective::AllToAll, shape, DType::Int64, false);
+  transport::Tag tag{o.sequence, 0, o.signature};
+  executor_->run(counts.plan, tag, {ours.data(), size, DType::Int64}, {theirs.data(), size, DType::Int64}, ReduceOp::Sum, {},
+                 o.deadline);
+  for (size_t r = 0; r < size; ++r)
+    if (theirs[r] != o.parts.count(static_cast<int>(r)))
+      throw Mismatch(format("[%s] rank %d: %s: expected %zu elements from rank %zu, which sends %llu", name(), world_->rank,
+                            o.describe().c_str(), o.parts.count(static_cast<int>(r)), r,
+                            static_cast<unsigned long long>(theirs[r])));
+
+  shape.sends.resize(size * size);
+  for (size_t r = 0; r < size; ++r) {
+    shape.sends[rank * size + r] = ours[r];
+    shape.sends[r * size + rank] = theirs[r];
+  }
+  const plan::Algorithm* pairwise = plan::find_algorithm(plan::Collective::AllToAllV, "pairwise");
+  tag.index = plan::kSecondPlan;
+  executor_->run(pairwise->make(shape), tag, o.in, o.out, ReduceOp::Sum, {}, o.deadline);
+  world_->transport->retire(tag);
+}
+
+// A byte from everyone to everyone: nobody is done before all have come, and whoever waits knows for whom.
 void NativeCommunicator::barrier(const Operation& o) {
-  uint8_t byte = 0;
-  run_plan(o, plan::Collective::AllReduce, {}, {&byte, 1, DType::UInt8});
+  std::vector<uint8_t> bytes(static_cast<size_t>(world_->size));
+  const plan::Shape shape = shape_of(o, plan::Parts::even(bytes.size(), world_->size));
+  const Choice& choice = choose(plan::Collective::AllGather, shape, DType::UInt8, false);
+  transport::Tag tag{o.sequence, 0, o.signature};
+  tag.signature.algorithm = choice.algorithm;
+  executor_->run(choice.plan, tag, {}, {bytes.data(), bytes.size(), DType::UInt8}, ReduceOp::Sum, {}, o.deadline);
+  world_->transport->retire(tag);
 }
 
 std::byte* NativeCommunicator::workspace(size_t bytes) {

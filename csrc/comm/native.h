@@ -30,7 +30,9 @@ class NativeCommunicator final : public Communicator {
       std::tuple<plan::Collective, DType, int, std::vector<size_t>>;  // root; elements, and of each part when parts differ
   const Choice& choose(plan::Collective collective, const plan::Shape& shape, DType dtype, bool own_parts);
 
-  void run_plan(const Operation& o, plan::Collective collective, View in, View out);
+  plan::Shape shape_of(const Operation& o, plan::Parts parts) const;
+  void run_plan(const Operation& o, View in, View out);
+  void alltoallv(const Operation& o);
   void barrier(const Operation& o);
   std::byte* workspace(size_t bytes);
 

@@ -13,11 +13,11 @@ constexpr size_t kPieceBytes = 256u << 10;  // several in flight fit a 1 MB L2; 
 constexpr size_t kWindow = 4;               // pieces under way: one sending, one receiving, one reducing, one waiting
 constexpr size_t kMaxPieces = 1u << 16;     // per range: the low half of a message's index
 
-// A range is cut into pieces by its own length alone, so both ends of a message cut it alike.
+// A range is cut into pieces by its own length alone, so both ends of a message cut it alike. Nested plans are not cut.
 struct Cut {
-  Cut(size_t count, size_t element) : count(count) {
+  Cut(size_t count, size_t element, bool nested) : count(count) {
     const size_t bytes = count * element;
-    size_t piece = std::max(kPieceBytes, (bytes + kMaxPieces - 1) / kMaxPieces);
+    size_t piece = nested ? std::max(bytes, element) : std::max(kPieceBytes, (bytes + kMaxPieces - 1) / kMaxPieces);
     piece_elements = (piece + element - 1) / element;
     pieces = (count + piece_elements - 1) / piece_elements;
   }
@@ -39,12 +39,12 @@ struct Executor::Job {
 
   View view(const Place& place, size_t piece) const {
     const View& buffer = place.buffer == Buffer::In ? in : place.buffer == Buffer::Out ? out : scratch;
-    const Cut cut(place.count, size_of(out.dtype));
+    const Cut cut(place.count, size_of(out.dtype), plan.nested);
     return {buffer.at(place.begin + cut.begin(piece)), cut.length(piece), buffer.dtype};
   }
   transport::Tag message(size_t step, size_t piece) const {
     transport::Tag with_index = tag;
-    with_index.index = ordinal[step] << 16 | static_cast<uint32_t>(piece);
+    with_index.index += ordinal[step] << 16 | static_cast<uint32_t>(piece);
     return with_index;
   }
 };
@@ -128,8 +128,8 @@ void Executor::run(const Plan& plan, const transport::Tag& tag, View in, View ou
   for (const Step& step : plan.steps) {
     const bool receives = step.action == Action::Recv || step.action == Action::RecvReduce;
     job.ordinal.push_back(step.action == Action::Send ? sent[step.peer]++ : receives ? received[step.peer]++ : 0);
-    ROUNDEL_CHECK(job.ordinal.back() < 1u << 16);
-    pieces = std::max(pieces, Cut(step.place.count, size_of(out.dtype)).pieces);
+    ROUNDEL_CHECK(job.ordinal.back() < 1u << 15);
+    pieces = std::max(pieces, Cut(step.place.count, size_of(out.dtype), plan.nested).pieces);
   }
 
   std::vector<Lane> lanes;

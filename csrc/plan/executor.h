@@ -15,6 +15,9 @@
 
 namespace roundel::plan {
 
+// tag.index of the second of two plans that run under one sequence number.
+inline constexpr uint32_t kSecondPlan = 1u << 31;
+
 class Executor {
  public:
   // `look_around` is called whenever nothing moves: it raises whatever should end the wait (a lost peer, the deadline).
@@ -22,7 +25,8 @@ class Executor {
       : transport_(transport), look_around_(std::move(look_around)) {}
 
   // `in` and `out` as plan.h says for the collective; `in` may be empty unless it is an AllToAll. Blocks until this rank's part
-  // is done: everything it sends has left, everything it receives has come. `tag.index` is the executor's.
+  // is done: everything it sends has left, everything it receives has come. `tag.index`: where messages are counted from, 0 or
+  // kSecondPlan.
   void run(const Plan& plan, const transport::Tag& tag, View in, View out, ReduceOp op, kernels::Finish finish,
            Deadline deadline);
 
