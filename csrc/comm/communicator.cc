@@ -343,9 +343,11 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
     check_interrupt();
     check_deadlines();
   }
-  if (operation.deadline.passed())
-    throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank,
-                         operation.describe().c_str(), operation.timeout, join_ranks(needed()).c_str()));
+  if (!operation.deadline.passed()) return;
+  std::vector<int> ranks = missing(operation);
+  if (ranks.empty()) ranks = needed();
+  throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank,
+                       operation.describe().c_str(), operation.timeout, join_ranks(ranks).c_str()));
 }
 
 // Of all that is under way or waiting its turn: none may outlive its deadline because another one is patient.

@@ -74,6 +74,9 @@ class Communicator {
   // Runs one collective, blocking. Must call look_around() in every wait.
   virtual void execute(const Operation& operation) = 0;
 
+  // Ranks that have not begun this operation, as far as can be seen from here.
+  virtual std::vector<int> missing(const Operation&) const { return {}; }
+
   // Raises what should end the current wait (trouble, shutdown, deadline) and keeps point-to-point transfers moving.
   // `needed`: the ranks that the wait needs, asked for only when it matters; one that has left ends it.
   using Needed = std::function<std::vector<int>()>;

@@ -33,6 +33,14 @@ void ShmCommunicator::await(const Operation& o, int peer, const std::atomic<uint
   }
 }
 
+std::vector<int> ShmCommunicator::missing(const Operation& o) const {
+  std::vector<int> ranks;
+  for (int r = 0; r < size_; ++r)
+    if (r != rank_ && regions_[static_cast<size_t>(r)]->lines[o.sequence % kSlots].sequence < o.sequence)
+      ranks.push_back(memory_.ranks()[static_cast<size_t>(r)]);
+  return ranks;
+}
+
 void ShmCommunicator::ring_peers() {
   for (int r = 0; r < size_; ++r)
     if (r != rank_) memory_.bell(r).ring();

@@ -26,6 +26,7 @@ class ShmCommunicator final : public Communicator {
 
  protected:
   void execute(const Operation& operation) override;
+  std::vector<int> missing(const Operation& operation) const override;
 
  private:
   ShmLine& enter(const Operation& o);

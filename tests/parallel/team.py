@@ -32,6 +32,8 @@ TRANSPORTS: dict[str, dict[str, str]] = {
     "hosts": {},  # two pretended hosts: shared memory inside, TCP across
     "hierarchical": {"ROUNDEL_ALGORITHM": "hierarchical"},  # the same hosts
 }
+ALGORITHMS = ("direct", "pairwise", "doubling", "halving", "bruck", "swing")  # forced, on one host
+TRANSPORTS |= {name: {"ROUNDEL_ALGORITHM": name} for name in ALGORITHMS}
 PRETENDED_HOSTS = {"hosts", "hierarchical"}
 
 

@@ -42,7 +42,7 @@ def test_a_mismatch_is_an_error_on_every_rank(comm, what, count):
 
 
 def test_different_roots_are_a_mismatch(comm):
-    with pytest.raises(MismatchError, match="from root"):
+    with pytest.raises(MismatchError, match=r"root [01] .*root [01] "):
         comm.broadcast(ranks_data(comm.rank, 100_000, "float32"), 0 if comm.rank != 1 else 1)
         comm.barrier()
 
@@ -108,3 +108,14 @@ def test_a_forked_child_is_no_rank_and_does_not_harm_its_parent(comm):
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert comm.allreduce(np.ones(3))[0] == comm.size
+
+
+def test_a_barrier_names_all_who_are_missing(comm):
+    if comm.rank > 0:
+        with pytest.raises(roundel.TimeoutError):
+            time.sleep(1)
+            comm.recv(np.empty(1), 0)
+        return
+    missing = {2: "rank 1", 3: "rank 1 and 2", 4: "rank 1, 2 and 3"}[comm.size]
+    with pytest.raises(roundel.TimeoutError, match=f"barrier .*timed out after 0.5 s waiting for {missing}$"):
+        comm.barrier(timeout=0.5)
