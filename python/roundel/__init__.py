@@ -10,7 +10,18 @@ Start it with `roundelrun -np 2 python script.py`. Horovod's API for torch is `i
 from importlib.metadata import version as _version
 
 from roundel._core import Communicator, Handle
-from roundel.collectives import allgather, allreduce, alltoall, barrier, broadcast, reduce_scatter
+from roundel.collectives import (
+    allgather,
+    allreduce,
+    alltoall,
+    barrier,
+    broadcast,
+    gather,
+    grouped_allreduce,
+    reduce,
+    reduce_scatter,
+    scatter,
+)
 from roundel.errors import (
     CorruptFrameError,
     HandshakeError,
@@ -60,12 +71,16 @@ __all__ = [
     "communicator",
     "cross_rank",
     "cross_size",
+    "gather",
+    "grouped_allreduce",
     "init",
     "is_initialized",
     "local_rank",
     "local_size",
     "rank",
+    "reduce",
     "reduce_scatter",
+    "scatter",
     "shutdown",
     "size",
 ]
