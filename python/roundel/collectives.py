@@ -103,7 +103,7 @@ def gather(array, root_rank: int = 0, name: str = ""):
 def scatter(array, root_rank: int = 0, name: str = ""):
     """Root's rows of dimension 0, divided among the ranks; the first n % size get one row more.
 
-    array: at root shape (n, ...), ignored elsewhere. Returns shape (n_r, ...), of root's library where that is torch, else numpy.
+    array: at root shape (n, ...), ignored elsewhere. Returns shape (n_r, ...): a tensor where root has one, else numpy.
     """
     comm = communicator()
     array = _contiguous(array) if comm.rank == root_rank else None
