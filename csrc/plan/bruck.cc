@@ -6,7 +6,8 @@
 //   all-gather   ceil(log2 P) rounds, (P-1)/P * n elements: in round k all that a rank has goes to the rank 2^k before it. The
 //                parts of a rank are a window of those from its own on, at their places in Out: no rotation in the end, but
 //                a window that goes past the last rank is two messages
-//   all-to-all   ceil(log2 P) rounds, about log2(P)/2 * n elements: a block that has i ranks to go travels 2^k in every round k of
+//   all-to-all   ceil(log2 P) rounds, about log2(P)/2 * n elements: a block that has i ranks to go travels 2^k in every round k
+//   of
 //                which bit k of i is set, together with all others that do
 //
 // Messages take up what several brought, so these plans run in one piece.

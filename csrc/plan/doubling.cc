@@ -1,5 +1,5 @@
-// Recursive doubling all-reduce: log2 P rounds of n elements, with a rank 1, 2, 4, ... away. Optimal in latency, for the smallest
-// messages. Any P by folding, which costs 2 rounds and n elements more.
+// Recursive doubling all-reduce: log2 P rounds of n elements, with a rank 1, 2, 4, ... away. Optimal in latency, for the
+// smallest messages. Any P by folding, which costs 2 rounds and n elements more.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 //

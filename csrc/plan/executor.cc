@@ -13,9 +13,14 @@ constexpr size_t kPieceBytes = 256u << 10;  // several in flight fit a 1 MB L2; 
 constexpr size_t kWindow = 4;               // pieces under way: one sending, one receiving, one reducing, one waiting
 constexpr size_t kMaxPieces = 1u << 16;     // per range: the low half of a message's index
 
-// A range is cut into pieces by its own length alone, so both ends of a message cut it alike.
+// A range is cut into pieces by its own length alone, so both ends of a message cut it alike; in a nested plan it is one piece.
 struct Cut {
-  Cut(size_t count, size_t element) : count(count) {
+  Cut(size_t count, size_t element, bool nested) : count(count) {
+    if (nested) {
+      piece_elements = count;
+      pieces = count > 0 ? 1 : 0;
+      return;
+    }
     const size_t bytes = count * element;
     size_t piece = std::max(kPieceBytes, (bytes + kMaxPieces - 1) / kMaxPieces);
     piece_elements = (piece + element - 1) / element;
@@ -39,7 +44,7 @@ struct Executor::Job {
 
   View view(const Place& place, size_t piece) const {
     const View& buffer = place.buffer == Buffer::In ? in : place.buffer == Buffer::Out ? out : scratch;
-    const Cut cut(place.count, size_of(out.dtype));
+    const Cut cut(place.count, size_of(out.dtype), plan.nested);
     return {buffer.at(place.begin + cut.begin(piece)), cut.length(piece), buffer.dtype};
   }
   transport::Tag message(size_t step, size_t piece) const {
@@ -129,7 +134,7 @@ void Executor::run(const Plan& plan, const transport::Tag& tag, View in, View ou
     const bool receives = step.action == Action::Recv || step.action == Action::RecvReduce;
     job.ordinal.push_back(step.action == Action::Send ? sent[step.peer]++ : receives ? received[step.peer]++ : 0);
     ROUNDEL_CHECK(job.ordinal.back() < 1u << 16);
-    pieces = std::max(pieces, Cut(step.place.count, size_of(out.dtype)).pieces);
+    pieces = std::max(pieces, Cut(step.place.count, size_of(out.dtype), plan.nested).pieces);
   }
 
   std::vector<Lane> lanes;

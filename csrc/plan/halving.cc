@@ -1,10 +1,10 @@
-// Recursive halving and doubling. Reduce-scatter: at each level a rank exchanges with a peer the half of its block that the peer
-// goes on with, (P-1)/P * n elements sent in log2 P rounds and as many messages each way. All-gather is the way back. All-reduce
-// is one after the other: 2 log2 P rounds, 2(P-1)/P * n elements; optimal in bytes and close to it in rounds.
+// Recursive halving and doubling. Reduce-scatter: at each level a rank exchanges with a peer the half of its block that the
+// peer goes on with, (P-1)/P * n elements sent in log2 P rounds and as many messages each way. All-gather is the way back.
+// All-reduce is one after the other: 2 log2 P rounds, 2(P-1)/P * n elements; optimal in bytes and close to it in rounds.
 //
 // Rabenseifner, "Optimization of collective reduction operations", ICCS 2004; for any P by folding, Thakur, Rabenseifner &
-// Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005. Folding costs 2 rounds and n elements more
-// (all-gather: n back, reduce-scatter: n there).
+// Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005. Folding costs 2 rounds and n elements
+// more (all-gather: n back, reduce-scatter: n there).
 //
 // Blocks are nested, so these plans run in one piece.
 #include "plan/halving.h"

@@ -1,5 +1,6 @@
-// Hierarchical collectives, for ranks that share hosts: inside each host, across hosts between ranks of equal index, inside each
-// host. What moves is as much as in direct.cc, but every element crosses to another host once instead of once for each rank there.
+// Hierarchical collectives, for ranks that share hosts: inside each host, across hosts between ranks of equal index, inside
+// each host. What moves is as much as in direct.cc, but every element crosses to another host once instead of once for each
+// rank there.
 //
 // Cho et al., "BlueConnect: decomposing all-reduce for deep learning on heterogeneous network hierarchy", SysML 2019; at both
 // levels the exchanges are those of direct.cc.
@@ -13,8 +14,8 @@
 //
 // Hosts may have different numbers of ranks, of which m, the smallest number, are owners on every host (hosts.h).
 //
-// All-reduce: data is cut in m slices, and a slice in H grains, one for its owner on each host; all messages are grains, so that
-// ranges stay equal or disjoint.
+// All-reduce: data is cut in m slices, and a slice in H grains, one for its owner on each host; all messages are grains, so
+// that ranges stay equal or disjoint.
 //
 // Reduce-scatter and all-gather: the part of the rank of index i goes through the owners of index i mod m; on hosts with more
 // than m ranks there is one round more, between owners and those ranks.

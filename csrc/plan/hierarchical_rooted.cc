@@ -1,11 +1,12 @@
-// Hierarchical broadcast and reduce: a binomial tree over hosts and one inside each. Every host but the root's has one rank, the
-// first, that talks to other hosts, so n elements come to each and leave the busiest host ceil(log2 H) times; a plain tree may
-// cross between the same two hosts several times.
+// Hierarchical broadcast and reduce: a binomial tree over hosts and one inside each. Every host but the root's has one rank,
+// the first, that talks to other hosts, so n elements come to each and leave the busiest host ceil(log2 H) times; a plain tree
+// may cross between the same two hosts several times.
 //
 //   broadcast   ceil(log2 H) + ceil(log2 L) rounds, as many times n elements sent by the root
 //   reduce      as many rounds, n elements sent by every rank, as many times n added up by the root
 //
-// Karonis et al., "Exploiting hierarchy in parallel computer networks to optimize collective operation performance", IPDPS 2000.
+// Karonis et al., "Exploiting hierarchy in parallel computer networks to optimize collective operation performance", IPDPS
+// 2000.
 #include "plan/algorithms.h"
 #include "plan/hosts.h"
 #include "plan/tree.h"

@@ -1,11 +1,12 @@
-// Gather and scatter. Direct: one round, P-1 messages at the root; every element travels once. Binomial tree: ceil(log2 P) rounds
-// and messages, for small parts at many ranks; inner ranks pass on what belongs to their subtrees, about n/2 the busiest.
+// Gather and scatter. Direct: one round, P-1 messages at the root; every element travels once. Binomial tree: ceil(log2 P)
+// rounds and messages, for small parts at many ranks; inner ranks pass on what belongs to their subtrees, about n/2 the
+// busiest.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 //
-// In the tree, ranks are counted from the root, and a subtree is a run of positions, kept in their order in scratch. At the root
-// it is in the order of ranks: a subtree that goes past the last rank is two messages between the root and its child. Messages
-// take up what several brought, so tree plans run in one piece.
+// In the tree, ranks are counted from the root, and a subtree is a run of positions, kept in their order in scratch. At the
+// root it is in the order of ranks: a subtree that goes past the last rank is two messages between the root and its child.
+// Messages take up what several brought, so tree plans run in one piece.
 #include <algorithm>
 
 #include "plan/algorithms.h"

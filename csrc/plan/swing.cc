@@ -1,6 +1,6 @@
-// Swing all-reduce: recursive halving and doubling whose peers are near on a ring, 1, 1, 3, 5, 11, ... ranks away to alternating
-// sides: 2 log2 P rounds, 2(P-1)/P * n elements sent per rank, as in halving, but the largest messages go to the nearest, and hops
-// are a third fewer in all.
+// Swing all-reduce: recursive halving and doubling whose peers are near on a ring, 1, 1, 3, 5, 11, ... ranks away to
+// alternating sides: 2 log2 P rounds, 2(P-1)/P * n elements sent per rank, as in halving, but the largest messages go to the
+// nearest, and hops are a third fewer in all.
 //
 // De Sensi, Bonato, Saam & Hoefler, "Swing: short-cutting rings for higher bandwidth allreduce", NSDI 2024, the
 // bandwidth-optimal variant on a torus of one dimension. Other P than powers of two are folded as in halving.cc, instead of the

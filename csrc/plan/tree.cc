@@ -1,6 +1,6 @@
 // Binomial tree. Broadcast: ceil(log2 P) rounds, of n elements each for the root, which sends most. Reduce is the same upwards:
-// ceil(log2 P) rounds, n elements sent by every rank, ceil(log2 P) * n added up by the root. All-reduce is a reduction to rank 0
-// and a broadcast from there: 2 ceil(log2 P) rounds, ceil(log2 P) * n elements sent by rank 0. Optimal in latency, for small
+// ceil(log2 P) rounds, n elements sent by every rank, ceil(log2 P) * n added up by the root. All-reduce is a reduction to rank
+// 0 and a broadcast from there: 2 ceil(log2 P) rounds, ceil(log2 P) * n elements sent by rank 0. Optimal in latency, for small
 // messages; as many messages as rounds.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
