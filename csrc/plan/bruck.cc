@@ -42,6 +42,7 @@ Plan make_allgather(const Shape& shape) {
 }
 
 Cost cost_of_allgather(const Shape& shape) {
+  if (shape.parts.total() == 0) return {};
   Cost most;
   for (int rank = 0; rank < shape.size; ++rank) {
     Cost cost;
@@ -49,7 +50,7 @@ Cost cost_of_allgather(const Shape& shape) {
       const int count = std::min(have, shape.size - have);
       const Amount out = amounts({window(shape.parts, rank, count)})[0];
       const Amount in = amounts({window(shape.parts, rank + have, count)})[0];
-      cost = cost + Cost{out.places + in.places > 0 ? 1u : 0u, out.elements, out.places + in.places, 0};
+      cost = cost + Cost{1, out.elements, out.places + in.places, 0};
     }
     most.take_max(cost);
   }

@@ -156,16 +156,20 @@ Cost cost_of_reduce_scatter(const Shape& shape) {
   const Fold2 fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
+  if (all == 0) return {};
   Cost most;
+  size_t folded = 0;  // elements of those who sit out
   for (int player = 0; player < fold.power; ++player) {
     Cost cost = cost_of_halving(player, fold.levels, cut);
     if (player < fold.extra) {
       const size_t back = shape.parts.count(fold.first_of(player)), both = some(all) + some(back);
+      folded += back;
       cost = cost + Cost{both, back, both, all};
       most.take_max({both, all, both, 0});  // the partner's
     }
     most.take_max(cost);
   }
+  most.rounds = static_cast<size_t>(fold.levels) + (fold.extra > 0 ? 1 : 0) + some(folded);
   return most;
 }
 
@@ -173,16 +177,20 @@ Cost cost_of_allgather(const Shape& shape) {
   const Fold2 fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
+  if (all == 0) return {};
   Cost most;
+  size_t folded = 0;  // elements of those who sit out
   for (int player = 0; player < fold.power; ++player) {
     Cost cost = cost_of_redoubling(player, fold.levels, cut);
     if (player < fold.extra) {
       const size_t there = shape.parts.count(fold.first_of(player)), both = some(all) + some(there);
+      folded += there;
       cost = cost + Cost{both, all, both, 0};
       most.take_max({both, there, both, 0});  // the partner's
     }
     most.take_max(cost);
   }
+  most.rounds = static_cast<size_t>(fold.levels) + (fold.extra > 0 ? 1 : 0) + some(folded);
   return most;
 }
 

@@ -6,6 +6,8 @@
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 #include "plan/tree.h"
 
+#include <algorithm>
+
 #include "plan/algorithms.h"
 
 namespace roundel::plan {
@@ -37,6 +39,14 @@ size_t children(int position, int size) {
   size_t count = 0;
   for (int reach = 1; position % (2 * reach) == 0 && position + reach < size; reach *= 2) ++count;
   return count;
+}
+
+// A parent is through with a child when it is with all smaller ones; downwards it is the same backwards in time.
+size_t longest_chain(std::vector<size_t> own) {
+  for (size_t position = own.size(); position-- > 0;)
+    for (size_t reach = 1; position + reach < own.size() && position % (2 * reach) == 0; reach *= 2)
+      own[position] = std::max(own[position], own[position + reach]) + 1;
+  return own[0];
 }
 
 namespace {
