@@ -15,7 +15,7 @@
 
 namespace roundel::plan {
 
-Fold2::Fold2(int size)
+Folding::Folding(int size)
     : power(static_cast<int>(std::bit_floor(static_cast<unsigned>(size)))),
       extra(size - power),
       levels(std::bit_width(static_cast<unsigned>(power)) - 1) {}
@@ -70,9 +70,9 @@ Cost cost_of_redoubling(int seat, int levels, const Parts& cut) {
   return cost;
 }
 
-Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)) {
+Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding&, int)) {
   if (shape.size == 1) return alone(shape);
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   const Place all = whole(shape);
   Builder plan;
@@ -90,8 +90,8 @@ Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)
   return plan.take(false, true);
 }
 
-Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)) {
-  const Fold2 fold(shape.size);
+Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding&, int)) {
+  const Folding fold(shape.size);
   const size_t count = shape.parts.total();
   const Parts cut = Parts::even(count, fold.power);
   Cost most;
@@ -107,14 +107,14 @@ Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold
 namespace {
 
 // The widest distance first, so that every block is a run of ranks.
-Seat seat_of(const Fold2& fold, int player) {
+Seat seat_of(const Folding& fold, int player) {
   Seat seat{player};
   for (int distance = fold.power / 2; distance >= 1; distance /= 2) seat.peers.push_back(fold.rank_of(player ^ distance));
   return seat;
 }
 
 // The parts of those whom a player speaks for are one.
-Parts by_player(const Shape& shape, const Fold2& fold) {
+Parts by_player(const Shape& shape, const Folding& fold) {
   std::vector<size_t> counts;
   for (int player = 0; player < fold.power; ++player)
     counts.push_back(shape.parts.run(fold.first_of(player), fold.first_of(player + 1)).count);
@@ -123,7 +123,7 @@ Parts by_player(const Shape& shape, const Fold2& fold) {
 
 Plan make_reduce_scatter(const Shape& shape) {
   if (shape.size == 1) return alone(shape);
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   Builder plan;
   if (fold.sits_out(shape.rank)) {
@@ -138,7 +138,7 @@ Plan make_reduce_scatter(const Shape& shape) {
 }
 
 Plan make_allgather(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   Builder plan;
   if (fold.sits_out(shape.rank)) {
@@ -153,7 +153,7 @@ Plan make_allgather(const Shape& shape) {
 }
 
 Cost cost_of_reduce_scatter(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
   if (all == 0) return {};
@@ -174,7 +174,7 @@ Cost cost_of_reduce_scatter(const Shape& shape) {
 }
 
 Cost cost_of_allgather(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
   if (all == 0) return {};

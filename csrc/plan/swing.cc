@@ -21,14 +21,14 @@ int distance(int level) {
   return sum;
 }
 
-int peer(const Fold2& ring, int player, int level) {
+int peer(const Folding& ring, int player, int level) {
   const int steps = player % 2 == 0 ? distance(level) : -distance(level);
   return (player + steps) & (ring.power - 1);
 }
 
 // After level k, an even player shares its block with those 2^(k+2) apart and with their peers of later levels. So the bits of
 // the even player of its last pair, lowest first, lead to its block, and in the pair the even one is first.
-int seat(const Fold2& ring, int player) {
+int seat(const Folding& ring, int player) {
   const int last = ring.levels - 1;
   const int even = player % 2 == 0 ? player : peer(ring, player, last);
   int seat = 0;
@@ -36,7 +36,7 @@ int seat(const Fold2& ring, int player) {
   return 2 * seat + player % 2;
 }
 
-Seat seat_of(const Fold2& ring, int player) {
+Seat seat_of(const Folding& ring, int player) {
   Seat taken{seat(ring, player)};
   for (int level = 0; level < ring.levels; ++level) taken.peers.push_back(ring.rank_of(peer(ring, player, level)));
   return taken;
