@@ -8,9 +8,10 @@ namespace roundel::comm {
 namespace {
 
 // Starting values of the selector's table, to be replaced by a fit at start. Loopback TCP and rings on two cores; see bench/.
-constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9};
-constexpr plan::LinkCost kTcpCost = {20e-6, 1 / 1.2e9};
-constexpr plan::LinkCost kMixedCost = {20e-6, 1 / 5e9, 1 / 1.2e9};
+// Per round, byte, byte that leaves a host, message, byte added up.
+constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
+constexpr plan::LinkCost kTcpCost = {20e-6, 1 / 1.2e9, 0, 2e-6, 1 / 10e9};
+constexpr plan::LinkCost kMixedCost = {20e-6, 1 / 5e9, 1 / 1.2e9, 2e-6, 1 / 10e9};
 constexpr size_t kMaxChoices =
     256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 

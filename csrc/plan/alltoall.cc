@@ -6,6 +6,8 @@
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005. The uneven
 // all-to-all is the same with lengths from a matrix; what is empty is no message.
+#include <algorithm>
+
 #include "base/error.h"
 #include "plan/algorithms.h"
 #include "plan/builder.h"
@@ -63,18 +65,24 @@ Cost even_cost(const Shape& shape, bool one_peer_at_a_time) {
 Cost uneven_cost(const Shape& shape, bool one_peer_at_a_time) {
   Cost most;
   if (shape.sends.empty()) return most;
-  for (int rank = 0; rank < shape.size; ++rank) {
-    Cost cost;
-    for (int s = 1; s < shape.size; ++s) {
-      const size_t out = shape.sent(rank, (rank + s) % shape.size);
-      const size_t in = shape.sent((rank - s + shape.size) % shape.size, rank);
-      if (out + in == 0) continue;
-      if (one_peer_at_a_time || cost.rounds == 0) ++cost.rounds;
+  std::vector<Cost> costs(static_cast<size_t>(shape.size));
+  for (int s = 1; s < shape.size; ++s) {
+    const std::vector<Cost> before = costs;
+    for (int rank = 0; rank < shape.size; ++rank) {
+      const int to = (rank + s) % shape.size, from = (rank - s + shape.size) % shape.size;
+      const size_t out = shape.sent(rank, to), in = shape.sent(from, rank);
+      Cost& cost = costs[static_cast<size_t>(rank)];
       cost.elements_sent += out;
       cost.messages += (out > 0 ? 1u : 0u) + (in > 0 ? 1u : 0u);
+      if (out + in == 0) continue;
+      // A round begins when both ends have come to it.
+      size_t begin = cost.rounds;
+      if (out > 0) begin = std::max(begin, before[static_cast<size_t>(to)].rounds);
+      if (in > 0) begin = std::max(begin, before[static_cast<size_t>(from)].rounds);
+      cost.rounds = one_peer_at_a_time ? begin + 1 : 1;
     }
-    most.take_max(cost);
   }
+  for (const Cost& cost : costs) most.take_max(cost);
   return most;
 }
 

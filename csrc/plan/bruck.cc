@@ -6,7 +6,8 @@
 //   all-gather   ceil(log2 P) rounds, (P-1)/P * n elements: in round k all that a rank has goes to the rank 2^k before it. The
 //                parts of a rank are a window of those from its own on, at their places in Out: no rotation in the end, but
 //                a window that goes past the last rank is two messages
-//   all-to-all   ceil(log2 P) rounds, about log2(P)/2 * n elements: a block that has i ranks to go travels 2^k in every round k of
+//   all-to-all   ceil(log2 P) rounds, about log2(P)/2 * n elements: a block that has i ranks to go travels 2^k in every round k
+//   of
 //                which bit k of i is set, together with all others that do
 //
 // Messages take up what several brought, so these plans run in one piece.
@@ -41,6 +42,7 @@ Plan make_allgather(const Shape& shape) {
 }
 
 Cost cost_of_allgather(const Shape& shape) {
+  if (shape.parts.total() == 0) return {};
   Cost most;
   for (int rank = 0; rank < shape.size; ++rank) {
     Cost cost;
@@ -48,7 +50,7 @@ Cost cost_of_allgather(const Shape& shape) {
       const int count = std::min(have, shape.size - have);
       const Amount out = amounts({window(shape.parts, rank, count)})[0];
       const Amount in = amounts({window(shape.parts, rank + have, count)})[0];
-      cost = cost + Cost{out.places + in.places > 0 ? 1u : 0u, out.elements, out.places + in.places, 0};
+      cost = cost + Cost{1, out.elements, out.places + in.places, 0};
     }
     most.take_max(cost);
   }

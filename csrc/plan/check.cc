@@ -30,6 +30,8 @@ struct Rank {
   std::vector<At> partner{};  // of every step that communicates: the other end of its message
   size_t begin = 0, end = 0;  // steps of the round it is in
   size_t waiting = 0;         // messages of this round that are still to come
+  size_t clock = 0;           // when this round began, if every message takes one tick once both ends are there
+  size_t finish = 0;          // when its last message so far was there
 
   const Step& step(size_t index) const { return plan.steps[index]; }
   Memory& at(Buffer buffer) { return memory[static_cast<int>(buffer)]; }
@@ -171,6 +173,7 @@ void Checker::begin_round(int r) {
   Rank& rank = of(r);
   if (rank.end == rank.plan.steps.size()) return;
   rank.begin = rank.end;
+  rank.clock = rank.finish;
   while (rank.end < rank.plan.steps.size() && rank.step(rank.end).round == rank.step(rank.begin).round) ++rank.end;
   for (size_t i = rank.begin; i < rank.end; ++i)
     if (communicates(rank.step(i))) ++rank.waiting;
@@ -199,8 +202,11 @@ void Checker::deliver(At send, At receive) {
   const Step& step = of(receive.rank).step(receive.index);
   if (step.action == Action::RecvReduce) store(receive, {of(receive.rank).read(step.place), std::move(message)});
   if (step.action == Action::Recv) store(receive, {std::move(message)});
-  for (const int r : {send.rank, receive.rank})
+  const size_t there = std::max(of(send.rank).clock, of(receive.rank).clock) + 1;
+  for (const int r : {send.rank, receive.rank}) {
+    of(r).finish = std::max(of(r).finish, there);
     if (--of(r).waiting == 0) ready_.push_back(r);
+  }
 }
 
 // Puts the sum of `terms` where the step writes, stretch by stretch of which every term is one segment.
@@ -330,15 +336,12 @@ void Checker::check_costs() const {
   Cost most;
   for (const Rank& rank : ranks_) {
     Cost cost;
-    int counted = -1;
+    cost.rounds = rank.finish;
     for (const Step& step : rank.plan.steps) {
       if (step.action == Action::Send) cost.elements_sent += step.place.count;
       if (step.action == Action::RecvReduce) cost.elements_added += step.place.count;
       if (step.action == Action::Fold) cost.elements_added += (step.from.size() - 1) * step.place.count;
-      if (!communicates(step)) continue;
-      ++cost.messages;
-      if (step.round != counted) ++cost.rounds;
-      counted = step.round;
+      if (communicates(step)) ++cost.messages;
     }
     most.take_max(cost);
   }

@@ -1,5 +1,5 @@
-// Recursive doubling all-reduce: log2 P rounds of n elements, with a rank 1, 2, 4, ... away. Optimal in latency, for the smallest
-// messages. Any P by folding, which costs 2 rounds and n elements more.
+// Recursive doubling all-reduce: log2 P rounds of n elements, with a rank 1, 2, 4, ... away. Optimal in latency, for the
+// smallest messages. Any P by folding, which costs 2 rounds and n elements more.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 //
@@ -12,7 +12,7 @@ namespace {
 
 Plan make_allreduce(const Shape& shape) {
   if (shape.size == 1) return alone(shape);
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   const Place all = whole(shape);
   Builder plan;
@@ -36,7 +36,7 @@ Plan make_allreduce(const Shape& shape) {
 }
 
 Cost cost(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const size_t count = shape.parts.total();
   if (count == 0) return {};
   const size_t levels = static_cast<size_t>(fold.levels), folds = fold.extra > 0 ? 1 : 0;

@@ -1,10 +1,10 @@
-// Recursive halving and doubling. Reduce-scatter: at each level a rank exchanges with a peer the half of its block that the peer
-// goes on with, (P-1)/P * n elements sent in log2 P rounds and as many messages each way. All-gather is the way back. All-reduce
-// is one after the other: 2 log2 P rounds, 2(P-1)/P * n elements; optimal in bytes and close to it in rounds.
+// Recursive halving and doubling. Reduce-scatter: at each level a rank exchanges with a peer the half of its block that the
+// peer goes on with, (P-1)/P * n elements sent in log2 P rounds and as many messages each way. All-gather is the way back.
+// All-reduce is one after the other: 2 log2 P rounds, 2(P-1)/P * n elements; optimal in bytes and close to it in rounds.
 //
 // Rabenseifner, "Optimization of collective reduction operations", ICCS 2004; for any P by folding, Thakur, Rabenseifner &
-// Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005. Folding costs 2 rounds and n elements more
-// (all-gather: n back, reduce-scatter: n there).
+// Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005. Folding costs 2 rounds and n elements
+// more (all-gather: n back, reduce-scatter: n there).
 //
 // Blocks are nested, so these plans run in one piece.
 #include "plan/halving.h"
@@ -15,7 +15,7 @@
 
 namespace roundel::plan {
 
-Fold2::Fold2(int size)
+Folding::Folding(int size)
     : power(static_cast<int>(std::bit_floor(static_cast<unsigned>(size)))),
       extra(size - power),
       levels(std::bit_width(static_cast<unsigned>(power)) - 1) {}
@@ -70,9 +70,9 @@ Cost cost_of_redoubling(int seat, int levels, const Parts& cut) {
   return cost;
 }
 
-Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)) {
+Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding&, int)) {
   if (shape.size == 1) return alone(shape);
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   const Place all = whole(shape);
   Builder plan;
@@ -90,8 +90,8 @@ Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)
   return plan.take(false, true);
 }
 
-Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2&, int)) {
-  const Fold2 fold(shape.size);
+Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding&, int)) {
+  const Folding fold(shape.size);
   const size_t count = shape.parts.total();
   const Parts cut = Parts::even(count, fold.power);
   Cost most;
@@ -107,14 +107,14 @@ Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold
 namespace {
 
 // The widest distance first, so that every block is a run of ranks.
-Seat seat_of(const Fold2& fold, int player) {
+Seat seat_of(const Folding& fold, int player) {
   Seat seat{player};
   for (int distance = fold.power / 2; distance >= 1; distance /= 2) seat.peers.push_back(fold.rank_of(player ^ distance));
   return seat;
 }
 
 // The parts of those whom a player speaks for are one.
-Parts by_player(const Shape& shape, const Fold2& fold) {
+Parts by_player(const Shape& shape, const Folding& fold) {
   std::vector<size_t> counts;
   for (int player = 0; player < fold.power; ++player)
     counts.push_back(shape.parts.run(fold.first_of(player), fold.first_of(player + 1)).count);
@@ -123,7 +123,7 @@ Parts by_player(const Shape& shape, const Fold2& fold) {
 
 Plan make_reduce_scatter(const Shape& shape) {
   if (shape.size == 1) return alone(shape);
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   Builder plan;
   if (fold.sits_out(shape.rank)) {
@@ -138,7 +138,7 @@ Plan make_reduce_scatter(const Shape& shape) {
 }
 
 Plan make_allgather(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const int partner = fold.partner(shape.rank);
   Builder plan;
   if (fold.sits_out(shape.rank)) {
@@ -153,36 +153,44 @@ Plan make_allgather(const Shape& shape) {
 }
 
 Cost cost_of_reduce_scatter(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
+  if (all == 0) return {};
   Cost most;
+  size_t folded = 0;  // elements of those who sit out
   for (int player = 0; player < fold.power; ++player) {
     Cost cost = cost_of_halving(player, fold.levels, cut);
     if (player < fold.extra) {
       const size_t back = shape.parts.count(fold.first_of(player)), both = some(all) + some(back);
+      folded += back;
       cost = cost + Cost{both, back, both, all};
       most.take_max({both, all, both, 0});  // the partner's
     }
     most.take_max(cost);
   }
+  most.rounds = static_cast<size_t>(fold.levels) + (fold.extra > 0 ? 1 : 0) + some(folded);
   return most;
 }
 
 Cost cost_of_allgather(const Shape& shape) {
-  const Fold2 fold(shape.size);
+  const Folding fold(shape.size);
   const size_t all = shape.parts.total();
   const Parts cut = by_player(shape, fold);
+  if (all == 0) return {};
   Cost most;
+  size_t folded = 0;  // elements of those who sit out
   for (int player = 0; player < fold.power; ++player) {
     Cost cost = cost_of_redoubling(player, fold.levels, cut);
     if (player < fold.extra) {
       const size_t there = shape.parts.count(fold.first_of(player)), both = some(all) + some(there);
+      folded += there;
       cost = cost + Cost{both, all, both, 0};
       most.take_max({both, there, both, 0});  // the partner's
     }
     most.take_max(cost);
   }
+  most.rounds = static_cast<size_t>(fold.levels) + (fold.extra > 0 ? 1 : 0) + some(folded);
   return most;
 }
 

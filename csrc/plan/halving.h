@@ -9,8 +9,8 @@
 
 namespace roundel::plan {
 
-struct Fold2 {
-  explicit Fold2(int size);
+struct Folding {
+  explicit Folding(int size);
   bool sits_out(int rank) const { return rank < 2 * extra && rank % 2 == 0; }
   bool has_partner(int rank) const { return rank < 2 * extra; }
   int partner(int rank) const { return rank ^ 1; }
@@ -40,7 +40,7 @@ Cost cost_of_halving(int seat, int levels, const Parts& cut);
 Cost cost_of_redoubling(int seat, int levels, const Parts& cut);
 
 // All-reduce of the whole: fold in, halve, redouble, fold out; and its cost.
-Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2& fold, int player));
-Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Fold2& fold, int player));
+Plan allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding& fold, int player));
+Cost cost_of_allreduce_by_halving(const Shape& shape, Seat (*seat_of)(const Folding& fold, int player));
 
 }  // namespace roundel::plan

@@ -1,5 +1,6 @@
-// Hierarchical collectives, for ranks that share hosts: inside each host, across hosts between ranks of equal index, inside each
-// host. What moves is as much as in direct.cc, but every element crosses to another host once instead of once for each rank there.
+// Hierarchical collectives, for ranks that share hosts: inside each host, across hosts between ranks of equal index, inside
+// each host. What moves is as much as in direct.cc, but every element crosses to another host once instead of once for each
+// rank there.
 //
 // Cho et al., "BlueConnect: decomposing all-reduce for deep learning on heterogeneous network hierarchy", SysML 2019; at both
 // levels the exchanges are those of direct.cc.
@@ -13,8 +14,8 @@
 //
 // Hosts may have different numbers of ranks, of which m, the smallest number, are owners on every host (hosts.h).
 //
-// All-reduce: data is cut in m slices, and a slice in H grains, one for its owner on each host; all messages are grains, so that
-// ranges stay equal or disjoint.
+// All-reduce: data is cut in m slices, and a slice in H grains, one for its owner on each host; all messages are grains, so
+// that ranges stay equal or disjoint.
 //
 // Reduce-scatter and all-gather: the part of the rank of index i goes through the owners of index i mod m; on hosts with more
 // than m ranks there is one round more, between owners and those ranks.
@@ -91,8 +92,45 @@ Cost cost_of_allreduce(const Shape& shape) {
     }
     most.take_max(cost);
   }
+  if (shape.parts.total() > 0) most.rounds = (hosts.count() < shape.size ? 2 : 0) + (hosts.count() > 1 ? 2 : 0);
   return most;
 }
+
+// When every rank is through with its rounds so far, for cost.rounds.
+class Clocks {
+ public:
+  explicit Clocks(int size) : now_(at(size)) {}
+  size_t last() const { return *std::max_element(now_.begin(), now_.end()); }
+
+  // An exchange of direct.cc: whoever owns something talks to all, the others to those who do.
+  void within(const std::vector<int>& ranks, const std::vector<Amount>& owned) {
+    if (ranks.size() == 1 || sum(owned).places == 0) return;
+    size_t owners = 0, all = 0;
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      all = std::max(all, now_[at(ranks[i])]);
+      if (owned[i].places > 0) owners = std::max(owners, now_[at(ranks[i])]);
+    }
+    for (size_t i = 0; i < ranks.size(); ++i)
+      now_[at(ranks[i])] = 1 + (owned[i].places > 0 ? all : std::max(owners, now_[at(ranks[i])]));
+  }
+
+  // One round between an owner and the others whose parts it holds.
+  void between(const Shape& shape, const Hosts& hosts, int owner) {
+    const size_t before = now_[at(owner)];
+    const std::vector<int>& ranks = hosts.ranks(hosts.host(owner));
+    size_t begin = 0;
+    for (int i = hosts.index(owner) + hosts.owners(); i < static_cast<int>(ranks.size()); i += hosts.owners()) {
+      size_t& other = now_[at(ranks[at(i)])];
+      if (shape.parts.count(ranks[at(i)]) == 0) continue;
+      begin = std::max({begin, before, other});
+      other = std::max(before, other) + 1;
+      now_[at(owner)] = begin + 1;
+    }
+  }
+
+ private:
+  std::vector<size_t> now_;
+};
 
 // The parts that go through the owners of an index, by host.
 Owned through(int index, const Hosts& hosts, const Parts& parts) {
@@ -171,9 +209,27 @@ Cost cost_through_owners(const Shape& shape, Cost (*cost_within)(const std::vect
     for (int i = host.me + hosts.owners(); host.me < hosts.owners() && i < host.size(); i += hosts.owners())
       own.add(shape.parts.count(host.ranks[at(i)]));
     const bool sends = owners_send == (host.me < hosts.owners());
-    cost = cost + Cost{own.places > 0 ? 1u : 0u, sends ? own.elements : 0, own.places, 0};
+    cost = cost + Cost{0, sends ? own.elements : 0, own.places, 0};
     most.take_max(cost);
   }
+
+  Clocks clocks(shape.size);
+  const auto inside = [&] {
+    for (int h = 0; h < hosts.count(); ++h) {
+      owned.resize(hosts.ranks(h).size());
+      clocks.within(hosts.ranks(h), owned);
+    }
+  };
+  const auto between = [&] {
+    for (int r = 0; r < shape.size; ++r)
+      if (hosts.index(r) < hosts.owners()) clocks.between(shape, hosts, r);
+  };
+  if (owners_send) inside();
+  if (!owners_send) between();
+  for (int i = 0; i < hosts.owners(); ++i) clocks.within(hosts.peers(hosts.ranks(0)[at(i)]).ranks, shares[at(i)]);
+  if (owners_send) between();
+  if (!owners_send) inside();
+  most.rounds = clocks.last();
   return most;
 }
 

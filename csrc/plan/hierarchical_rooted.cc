@@ -1,11 +1,15 @@
-// Hierarchical broadcast and reduce: a binomial tree over hosts and one inside each. Every host but the root's has one rank, the
-// first, that talks to other hosts, so n elements come to each and leave the busiest host ceil(log2 H) times; a plain tree may
-// cross between the same two hosts several times.
+// Hierarchical broadcast and reduce: a binomial tree over hosts and one inside each. Every host but the root's has one rank,
+// the first, that talks to other hosts, so n elements come to each and leave the busiest host ceil(log2 H) times; a plain tree
+// may cross between the same two hosts several times.
 //
 //   broadcast   ceil(log2 H) + ceil(log2 L) rounds, as many times n elements sent by the root
 //   reduce      as many rounds, n elements sent by every rank, as many times n added up by the root
 //
-// Karonis et al., "Exploiting hierarchy in parallel computer networks to optimize collective operation performance", IPDPS 2000.
+// Karonis et al., "Exploiting hierarchy in parallel computer networks to optimize collective operation performance", IPDPS
+// 2000.
+#include <utility>
+#include <vector>
+
 #include "plan/algorithms.h"
 #include "plan/hosts.h"
 #include "plan/tree.h"
@@ -48,16 +52,19 @@ Cost cost(const Shape& shape, bool downwards) {
   const Hosts hosts(shape);
   const int home = hosts.host(shape.root);
   Cost most;
+  std::vector<size_t> inside(static_cast<size_t>(hosts.count()));  // levels, by position of the host
   for (int h = 0; h < hosts.count(); ++h) {
     const int size = static_cast<int>(hosts.ranks(h).size());
     const int on_ring = (h - home + hosts.count()) % hosts.count();
+    inside[static_cast<size_t>(on_ring)] = levels(size);
     for (int position = 0; position < size; ++position) {
       size_t below = children(position, size);
       if (position == 0) below += children(on_ring, hosts.count());
       const size_t above = position > 0 || on_ring > 0 ? 1 : 0;
-      most.take_max({below + above, (downwards ? below : above) * count, below + above, downwards ? 0 : below * count});
+      most.take_max({0, (downwards ? below : above) * count, below + above, downwards ? 0 : below * count});
     }
   }
+  most.rounds = longest_chain(std::move(inside));
   return most;
 }
 

@@ -141,8 +141,7 @@ void inspect(int rank, const Plan& plan, const Algorithm& algorithm, const Shape
   }
   if (plan.single_fold != (algorithm.single_fold || shape.size == 1))
     throw Fault{format("rank %d: single_fold is not what the row says", rank)};
-  if (plan.nested != algorithm.nested && shape.size > 1)
-    throw Fault{format("rank %d: nested is not what the row says", rank)};
+  if (plan.nested != algorithm.nested && shape.size > 1) throw Fault{format("rank %d: nested is not what the row says", rank)};
   if (!plan.nested) inspect_ranges(rank, plan);
   inspect_rounds(rank, plan);
 }

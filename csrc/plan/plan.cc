@@ -31,8 +31,8 @@ void Cost::take_max(const Cost& other) {
 }
 
 const char* name_of(Collective collective) {
-  constexpr const char* names[kCollectives] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "all-to-all",
-                                                 "reduce",     "gather",         "scatter",    "all-to-all-v"};
+  constexpr const char* names[kCollectives] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast",   "all-to-all",
+                                               "reduce",     "gather",         "scatter",    "all-to-all-v"};
   return names[static_cast<int>(collective)];
 }
 

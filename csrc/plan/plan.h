@@ -5,8 +5,8 @@
 // one before it is done on this rank. The k-th send from rank a to rank b meets the k-th receive of b from a.
 //
 // Any two ranges of one buffer in one plan are equal or disjoint, so that the executor can run each plan in pieces: piece j of
-// every range depends on piece j of other ranges only, and successive pieces overlap sending, receiving and reducing. Plans that
-// say that they are `nested` are free of this: one message takes up what several brought. They are run in one piece.
+// every range depends on piece j of other ranges only, and successive pieces overlap sending, receiving and reducing. Plans
+// that say that they are `nested` are free of this: one message takes up what several brought. They are run in one piece.
 //
 // All of this is proved by check.cc for every plan, not assumed.
 #pragma once
@@ -69,13 +69,25 @@ class Parts {
   int size() const { return static_cast<int>(offsets_.size()) - 1; }
   Place operator[](int r) const { return {Buffer::Out, begin(r), count(r)}; }
   // Parts [first, last) in one.
-  Place run(int first, int last) const { return {Buffer::Out, begin(first), offsets_[static_cast<size_t>(last)] - begin(first)}; }
+  Place run(int first, int last) const {
+    return {Buffer::Out, begin(first), offsets_[static_cast<size_t>(last)] - begin(first)};
+  }
 
  private:
   std::vector<size_t> offsets_{0};
 };
 
-enum class Collective : uint8_t { AllReduce, ReduceScatter, AllGather, Broadcast, AllToAll, Reduce, Gather, Scatter, AllToAllV };
+enum class Collective : uint8_t {
+  AllReduce,
+  ReduceScatter,
+  AllGather,
+  Broadcast,
+  AllToAll,
+  Reduce,
+  Gather,
+  Scatter,
+  AllToAllV
+};
 inline constexpr int kCollectives = 9;
 const char* name_of(Collective collective);
 
@@ -105,7 +117,7 @@ struct Shape {
 
 // What plans cost the rank that it costs most; each figure by itself, so that they may be of different ranks.
 struct Cost {
-  size_t rounds = 0;          // that send or receive
+  size_t rounds = 0;  // that send or receive
   size_t elements_sent = 0;
   size_t messages = 0;        // sent or received
   size_t elements_added = 0;  // to others, one by one
@@ -135,7 +147,7 @@ struct LinkCost {
   double seconds_per_byte;              // of the rank that sends most
   double seconds_per_leaving_byte = 0;  // of the busiest host; only where hosts have several ranks, whose link they share
   double seconds_per_message = 0;       // of the rank that sends and receives most
-  double seconds_per_added_byte = 0;    // of the rank that adds up most
+  double seconds_per_added_byte = 0;    // of the rank that adds up most; nested plans also for every byte sent
 };
 
 // The algorithm of least cost by that model. `forced` (ROUNDEL_ALGORITHM) wins when it exists for this collective; a name that

@@ -3,8 +3,7 @@
 // Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 2009.
 //
 // Exactly, for uneven parts: each half takes a rank past all parts but one (its own when reducing, its successor's when
-// gathering), so the busiest rank sends n less the smallest part, twice n less the two smallest neighbours for both halves. A
-// round is one pair of neighbouring parts, one going out while the other comes in; it falls away where both are empty.
+// gathering), so the busiest rank sends n less the smallest part, twice n less the two smallest neighbours for both halves.
 #include <algorithm>
 
 #include "plan/algorithms.h"
@@ -75,11 +74,13 @@ size_t two_trips(const Shape& shape, X x) {
 
 size_t elements(const Parts& part, int j) { return part.count(j); }
 
-// In a round part j goes out and part j - 1 comes in; it is one if either has anything.
+// In a round part j goes out and part j - 1 comes in.
 size_t messages(const Parts& part, int j) {
   return (part.count(j) > 0 ? 1u : 0u) + (part.count((j + part.size() - 1) % part.size()) > 0 ? 1u : 0u);
 }
-size_t round_of(const Parts& part, int j) { return messages(part, j) > 0 ? 1 : 0; }
+
+// However few parts there are, each must go all the way.
+size_t rounds(const Shape& shape) { return shape.parts.total() > 0 ? static_cast<size_t>(shape.size - 1) : 0; }
 
 }  // namespace
 
@@ -88,7 +89,7 @@ constinit const Algorithm ring_allreduce = {
     .collective = Collective::AllReduce,
     .make = make_allreduce,
     .cost = [](const Shape& shape) -> Cost {
-      return {two_trips(shape, round_of), two_trips(shape, elements), two_trips(shape, messages), one_trip(shape, elements)};
+      return {2 * rounds(shape), two_trips(shape, elements), two_trips(shape, messages), one_trip(shape, elements)};
     },
     .single_fold = false,
 };
@@ -98,7 +99,7 @@ constinit const Algorithm ring_reduce_scatter = {
     .collective = Collective::ReduceScatter,
     .make = make_reduce_scatter,
     .cost = [](const Shape& shape) -> Cost {
-      return {one_trip(shape, round_of), one_trip(shape, elements), one_trip(shape, messages), one_trip(shape, elements)};
+      return {rounds(shape), one_trip(shape, elements), one_trip(shape, messages), one_trip(shape, elements)};
     },
     .single_fold = false,
 };
@@ -107,9 +108,7 @@ constinit const Algorithm ring_allgather = {
     .name = "ring",
     .collective = Collective::AllGather,
     .make = make_allgather,
-    .cost = [](const Shape& shape) -> Cost {
-      return {one_trip(shape, round_of), one_trip(shape, elements), one_trip(shape, messages), 0};
-    },
+    .cost = [](const Shape& shape) -> Cost { return {rounds(shape), one_trip(shape, elements), one_trip(shape, messages), 0}; },
     .single_fold = true,
 };
 

@@ -1,11 +1,12 @@
-// Gather and scatter. Direct: one round, P-1 messages at the root; every element travels once. Binomial tree: ceil(log2 P) rounds
-// and messages, for small parts at many ranks; inner ranks pass on what belongs to their subtrees, about n/2 the busiest.
+// Gather and scatter. Direct: one round, P-1 messages at the root; every element travels once. Binomial tree: ceil(log2 P)
+// rounds and messages, for small parts at many ranks; inner ranks pass on what belongs to their subtrees, about n/2 the
+// busiest.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 //
-// In the tree, ranks are counted from the root, and a subtree is a run of positions, kept in their order in scratch. At the root
-// it is in the order of ranks: a subtree that goes past the last rank is two messages between the root and its child. Messages
-// take up what several brought, so tree plans run in one piece.
+// In the tree, ranks are counted from the root, and a subtree is a run of positions, kept in their order in scratch. At the
+// root it is in the order of ranks: a subtree that goes past the last rank is two messages between the root and its child.
+// Messages take up what several brought, so tree plans run in one piece.
 #include <algorithm>
 
 #include "plan/algorithms.h"
@@ -141,14 +142,17 @@ Cost direct_cost(const Shape& shape, bool root_sends) {
 
 Cost tree_cost(const Shape& shape, bool downwards) {
   const Subtrees subtrees{shape};
+  const auto amount = [&](int child, int reach) {
+    return amounts({subtrees.at_root(Buffer::Out, child, subtrees.end(child, reach))})[0];
+  };
   Cost most;
   for (int position = 0; position < shape.size; ++position) {
     Cost cost;
     const auto edge = [&](int child, int reach, bool outgoing) {
-      const int end = subtrees.end(child, reach);
-      const Amount amount = amounts({subtrees.at_root(Buffer::Out, child, end)})[0];
-      if (amount.places == 0) return;
-      cost = cost + Cost{1, outgoing ? amount.elements : 0, child == reach ? amount.places : 1, 0};
+      const Amount passing = amount(child, reach);
+      if (passing.places == 0) return;
+      cost.elements_sent += outgoing ? passing.elements : 0;
+      cost.messages += child == reach ? passing.places : 1;
     };
     int reach = 1;
     for (; reach < shape.size && position % (2 * reach) == 0; reach *= 2)
@@ -156,6 +160,15 @@ Cost tree_cost(const Shape& shape, bool downwards) {
     if (position > 0) edge(position, reach, !downwards);
     most.take_max(cost);
   }
+  // Down or up is the same chain of messages in time, backwards: a parent is through with a child after all smaller ones.
+  std::vector<size_t> through(static_cast<size_t>(shape.size));
+  for (int position = shape.size - 1; position >= 0; --position) {
+    size_t& parent = through[static_cast<size_t>(position)];
+    for (int reach = 1; position + reach < shape.size && position % (2 * reach) == 0; reach *= 2)
+      if (amount(position + reach, reach).places > 0)
+        parent = std::max(parent, through[static_cast<size_t>(position + reach)]) + 1;
+  }
+  most.rounds = through[0];
   return most;
 }
 

@@ -1,7 +1,9 @@
-// Which algorithm to run: the cheapest by the linear model  rounds * latency + bytes * (time per byte)  of Hockney, "The
-// communication challenge for MPP", 1994, unless the user forces one by name.
+// Which algorithm to run, unless the user forces one by name: the cheapest by a linear model, rounds * latency + bytes * (time
+// per byte) of Hockney, "The communication challenge for MPP", 1994, and a time for every message as in Culler et al., "LogP:
+// towards a realistic model of parallel computation", PPoPP 1993.
 #include <algorithm>
 #include <set>
+#include <vector>
 
 #include "base/error.h"
 #include "plan/plan.h"
@@ -9,33 +11,51 @@
 namespace roundel::plan {
 namespace {
 
-// Elements that the ranks of the busiest host send to other hosts. Counted in the plans themselves: exact for every algorithm.
+// Elements that the ranks of the busiest host send to other hosts, counted in the plans themselves. Of many hosts these are
+// looked at: the first, the root's, the last, one in the middle and the largest. Roots of trees and folded ranks are there.
 size_t elements_leaving(const Algorithm& row, const Shape& shape) {
-  if (shape.host.empty()) return 0;
-  std::vector<size_t> leaving(static_cast<size_t>(1 + *std::max_element(shape.host.begin(), shape.host.end())));
-  if (leaving.size() == 1) return 0;
-  Shape of_rank = shape;
-  for (of_rank.rank = 0; of_rank.rank < shape.size; ++of_rank.rank) {
-    const auto host = static_cast<size_t>(shape.host[static_cast<size_t>(of_rank.rank)]);
-    for (const Step& step : row.make(of_rank).steps)
-      if (step.action == Action::Send && static_cast<size_t>(shape.host[static_cast<size_t>(step.peer)]) != host)
-        leaving[host] += step.place.count;
+  std::vector<std::vector<int>> ranks;
+  for (int r = 0; r < shape.size; ++r) {
+    const auto host = static_cast<size_t>(shape.host[static_cast<size_t>(r)]);
+    if (host >= ranks.size()) ranks.resize(host + 1);
+    ranks[host].push_back(r);
   }
-  return *std::max_element(leaving.begin(), leaving.end());
+  const auto by_size = [](const std::vector<int>& a, const std::vector<int>& b) { return a.size() < b.size(); };
+  const auto largest = static_cast<size_t>(std::max_element(ranks.begin(), ranks.end(), by_size) - ranks.begin());
+  const auto root = static_cast<size_t>(shape.host[static_cast<size_t>(shape.root)]);
+  size_t most = 0;
+  for (const size_t host : std::set<size_t>{0, root, ranks.size() - 1, ranks.size() / 2, largest}) {
+    size_t leaving = 0;
+    for (const int rank : ranks[host]) {
+      Shape of_rank = shape;
+      of_rank.rank = rank;
+      for (const Step& step : row.make(of_rank).steps)
+        if (step.action == Action::Send && static_cast<size_t>(shape.host[static_cast<size_t>(step.peer)]) != host)
+          leaving += step.place.count;
+    }
+    most = std::max(most, leaving);
+  }
+  return most;
 }
 
+bool share_hosts(const Shape& shape) {
+  return !shape.host.empty() && *std::max_element(shape.host.begin(), shape.host.end()) > 0;
+}
+
+// 16-bit sums that are not rounded once travel as float32.
+double wire_bytes(const Algorithm& row, DType dtype) {
+  return static_cast<double>(size_of(dtype) * (is_half(dtype) && !row.single_fold ? 2 : 1));
+}
+
+// All but what leaves hosts. A nested plan is run in one piece: what it moves comes from memory, where pieces would be in
+// cache.
 double seconds(const Algorithm& row, const Shape& shape, DType dtype, const LinkCost& cost) {
-  // 16-bit sums that are not rounded once travel as float32.
-  const size_t widening = is_half(dtype) && !row.single_fold ? 2 : 1;
-  const auto wire = static_cast<double>(size_of(dtype) * widening);
   const Cost plan = row.cost(shape);
-  double total = static_cast<double>(plan.rounds) * cost.seconds_per_round +
-                 static_cast<double>(plan.messages) * cost.seconds_per_message +
-                 static_cast<double>(plan.elements_sent) * wire * cost.seconds_per_byte +
-                 static_cast<double>(plan.elements_added) * wire * cost.seconds_per_added_byte;
-  if (cost.seconds_per_leaving_byte > 0)
-    total += static_cast<double>(elements_leaving(row, shape)) * wire * cost.seconds_per_leaving_byte;
-  return total;
+  return static_cast<double>(plan.rounds) * cost.seconds_per_round +
+         static_cast<double>(plan.messages) * cost.seconds_per_message +
+         static_cast<double>(plan.elements_sent) * wire_bytes(row, dtype) * cost.seconds_per_byte +
+         static_cast<double>(plan.elements_added + (row.nested ? plan.elements_sent : 0)) * wire_bytes(row, dtype) *
+             cost.seconds_per_added_byte;
 }
 
 // Throws if no collective has an algorithm of this name.
@@ -56,14 +76,25 @@ const Algorithm& select(Collective collective, const Shape& shape, DType dtype, 
     require_known(forced);
     if (const Algorithm* row = find_algorithm(collective, forced)) return *row;
   }
+  struct Candidate {
+    const Algorithm* row;
+    double seconds;
+  };
+  std::vector<Candidate> candidates;
+  for (const Algorithm& row : algorithms())
+    if (row.collective == collective) candidates.push_back({&row, seconds(row, shape, dtype, cost)});
+  // Cheapest first, so that what leaves hosts, which takes plans to find out, is asked of those only that may still win.
+  std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
+  const bool leaves = cost.seconds_per_leaving_byte > 0 && collective != Collective::AllToAllV && share_hosts(shape);
   const Algorithm* best = nullptr;
   double best_seconds = 0;
-  for (const Algorithm& row : algorithms()) {
-    if (row.collective != collective) continue;
-    const double row_seconds = seconds(row, shape, dtype, cost);
-    if (best != nullptr && row_seconds >= best_seconds) continue;
-    best = &row;
-    best_seconds = row_seconds;
+  for (auto [row, seconds] : candidates) {
+    if (best != nullptr && seconds > best_seconds) break;
+    if (leaves)
+      seconds += static_cast<double>(elements_leaving(*row, shape)) * wire_bytes(*row, dtype) * cost.seconds_per_leaving_byte;
+    if (best != nullptr && (seconds > best_seconds || (seconds == best_seconds && row > best))) continue;
+    best = row;
+    best_seconds = seconds;
   }
   ROUNDEL_CHECK(best != nullptr);
   return *best;

@@ -1,10 +1,12 @@
 // Binomial tree. Broadcast: ceil(log2 P) rounds, of n elements each for the root, which sends most. Reduce is the same upwards:
-// ceil(log2 P) rounds, n elements sent by every rank, ceil(log2 P) * n added up by the root. All-reduce is a reduction to rank 0
-// and a broadcast from there: 2 ceil(log2 P) rounds, ceil(log2 P) * n elements sent by rank 0. Optimal in latency, for small
+// ceil(log2 P) rounds, n elements sent by every rank, ceil(log2 P) * n added up by the root. All-reduce is a reduction to rank
+// 0 and a broadcast from there: 2 ceil(log2 P) rounds, ceil(log2 P) * n elements sent by rank 0. Optimal in latency, for small
 // messages; as many messages as rounds.
 //
 // Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 2005.
 #include "plan/tree.h"
+
+#include <algorithm>
 
 #include "plan/algorithms.h"
 
@@ -37,6 +39,14 @@ size_t children(int position, int size) {
   size_t count = 0;
   for (int reach = 1; position % (2 * reach) == 0 && position + reach < size; reach *= 2) ++count;
   return count;
+}
+
+// A parent is through with a child when it is with all smaller ones; downwards it is the same backwards in time.
+size_t longest_chain(std::vector<size_t> own) {
+  for (size_t position = own.size(); position-- > 0;)
+    for (size_t reach = 1; position + reach < own.size() && position % (2 * reach) == 0; reach *= 2)
+      own[position] = std::max(own[position], own[position + reach]) + 1;
+  return own[0];
 }
 
 namespace {

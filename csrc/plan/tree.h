@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <vector>
 
 #include "plan/direct.h"
 
@@ -33,7 +34,10 @@ void broadcast_down(Builder& plan, const Tree& tree, Place all);
 // The number of children at a position of a tree of `size`.
 size_t children(int position, int size);
 
-// Members of which one talks to all others' subtrees in turn: ceil(log2 size).
+// The longest chain of messages up or down a tree whose members need `own` rounds at its far end.
+size_t longest_chain(std::vector<size_t> own);
+
+// The children of the root: ceil(log2 size).
 inline size_t levels(int size) { return static_cast<size_t>(std::bit_width(static_cast<unsigned>(size - 1))); }
 
 }  // namespace roundel::plan

@@ -58,7 +58,9 @@ struct Segment {
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(size_t count) { if (count > 0) segments_[0] = {count, 0, Sums::kNothing}; }
+  explicit Memory(size_t count) {
+    if (count > 0) segments_[0] = {count, 0, Sums::kNothing};
+  }
   // The segments of [begin, begin + count), cut to it.
   std::vector<Segment> read(size_t begin, size_t count) const;
   void write(size_t begin, const std::vector<Segment>& segments);

@@ -2,7 +2,8 @@
 
 #include "check.h"
 
-// Runs every test whose name contains the argument, or without one all but those for a soak; exits 1 if a check failed or nothing ran.
+// Runs every test whose name contains the argument, or without one all but those for a soak; exits 1 if a check failed or
+// nothing ran.
 int main(int argc, char** argv) {
   using namespace roundel::test;
   int ran = 0;

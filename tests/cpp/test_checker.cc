@@ -15,8 +15,7 @@ namespace {
 
 // Good plans of all ranks, to be broken.
 struct Bench {
-  Bench(const char* name, Collective collective, int size, size_t count)
-      : Bench(name, collective, even_shape(size, count)) {}
+  Bench(const char* name, Collective collective, int size, size_t count) : Bench(name, collective, even_shape(size, count)) {}
   Bench(const char* name, Collective collective, const Shape& shape) : algorithm(row(name, collective)), shape(shape) {
     for (int r = 0; r < shape.size; ++r) {
       Shape mine = shape;
@@ -218,6 +217,25 @@ TEST(checker_catches_broken_promises) {
   Bench no_in = ring();
   no_in.step(0, Action::Send).place.buffer = Buffer::In;
   no_in.caught("there is no In on this rank");
+  Bench no_out("direct", Collective::Gather, 4, 8);
+  no_out.step(1, Action::Send).place.buffer = Buffer::Out;
+  no_out.caught("there is no Out on this rank");
+  Bench unrooted("direct", Collective::Scatter, 4, 8);
+  unrooted.step(1, Action::Recv) = unrooted.step(0, Action::Send);
+  unrooted.steps(1)[0].peer = 0;
+  unrooted.caught("there is no In on this rank");
+  Bench beyond("direct", Collective::Scatter, 4, 8);  // a place in Out as if all were there
+  beyond.step(1, Action::Recv).place = beyond.shape.parts[1];
+  beyond.caught("outside the buffer");
+  Bench own_in("tree", Collective::Gather, 4, 8);
+  own_in.step(2, Action::Recv).place = {Buffer::In, 0, 2};
+  own_in.caught("In is never written");
+  Bench plain("halving", Collective::AllReduce, 4, 8);
+  plain.plans[1].nested = false;
+  plain.caught("nested is not what the row says");
+  plain.algorithm.nested = false;
+  for (Plan& plan : plain.plans) plan.nested = false;
+  plain.caught("neither equal nor disjoint");
 
   Bench boast = ring();
   boast.algorithm.single_fold = true;
@@ -266,3 +284,76 @@ TEST(checker_catches_sums_in_different_order) {
   check_all_right(bench.said());
 }
 
+TEST(checker_catches_a_wrong_root) {
+  for (const char* name : {"direct", "tree", "hierarchical"}) {
+    for (const Collective collective : {Collective::Broadcast, Collective::Reduce, Collective::Gather, Collective::Scatter}) {
+      if (find_algorithm(collective, name) == nullptr) continue;
+      Bench bench(name, collective, 4, 8);
+      bench.shape.root = 1;
+      CHECK(bench.said() != "");
+    }
+  }
+  Bench forgotten("direct", Collective::Reduce, 4, 8);  // the sums stay with their owners
+  for (int r = 1; r < 4; ++r) forgotten.steps(r).pop_back();
+  std::erase_if(forgotten.steps(0),
+                [](const Step& step) { return step.action == Action::Recv && step.place.buffer == Buffer::Out; });
+  forgotten.caught("rank 0: the result is wrong from element 2 on");
+}
+
+TEST(checker_catches_wrong_lengths_in_an_uneven_alltoall) {
+  const auto sent = [](int a, int b) { return a + 2 * b + 1; };
+  Bench bench("pairwise", Collective::AllToAllV, matrix_shape(4, sent));
+  bench.shape = matrix_shape(4, [&](int a, int b) { return a == 2 && b == 1 ? 9 : sent(a, b); });
+  bench.caught("the result is wrong");
+  Bench swapped("direct", Collective::AllToAllV, matrix_shape(4, [](int, int) { return 2; }));
+  std::swap(swapped.step(2, Action::Send, 0).place, swapped.step(2, Action::Send, 1).place);
+  swapped.caught("the result is wrong");
+}
+
+// Steps of one round may overlap in part only where plans are nested; they must not there, either.
+TEST(checker_catches_partial_conflicts_in_nested_plans) {
+  Bench rushed("halving", Collective::AllReduce, 4, 8);
+  for (Step& step : rushed.steps(2)) step.round = 0;
+  rushed.caught("another step of the round uses the same range");
+  Bench packed("bruck", Collective::AllToAll, 4, 8);
+  for (Step& step : packed.steps(1)) step.round = 0;
+  packed.caught("another step of the round uses the same range");
+}
+
+// Whatever single step of whatever plan is changed, it is seen.
+TEST(checker_catches_every_single_change_to_every_plan) {
+  constexpr int kSize = 6;
+  for (const Algorithm& algorithm : algorithms()) {
+    Shape shape = even_shape(kSize, 18);
+    if (algorithm.collective == Collective::AllToAllV) shape = matrix_shape(kSize, [](int a, int b) { return a + b + 1; });
+    if (has_own_parts(algorithm.collective)) shape.parts = Parts::of({2, 3, 1, 4, 2, 3});
+    if (has_root(algorithm.collective)) shape.root = 4;
+    if (algorithm.name == std::string("hierarchical")) shape.host = {0, 1, 0, 1, 0, 0};
+    Bench bench(algorithm.name, algorithm.collective, shape);
+    const auto seen = [&](const char* change, int rank, size_t i) {
+      if (bench.said().empty())
+        test::fail(__FILE__, __LINE__,
+                   format("%s %s: %s of rank %d, step %zu is not seen", algorithm.name, name_of(algorithm.collective), change,
+                          rank, i));
+    };
+    for (int rank = 0; rank < kSize; ++rank) {
+      for (size_t i = 0; i < bench.steps(rank).size(); ++i) {
+        const std::vector<Step> good = bench.steps(rank);
+        Step& step = bench.steps(rank)[i];
+        const bool adds = step.action == Action::RecvReduce || step.action == Action::Fold;
+        const auto change = [&](const char* what, auto apply) {
+          apply(bench.steps(rank)[i]);
+          seen(what, rank, i);
+          bench.steps(rank) = good;
+        };
+        if (step.peer >= 0) change("another peer", [](Step& s) { s.peer = (s.peer + 1) % kSize; });
+        if (adds) change("`last`", [](Step& s) { s.last = !s.last; });
+        change("a later begin", [](Step& s) { ++s.place.begin; });
+        change("a shorter place", [](Step& s) { --s.place.count; });
+        bench.steps(rank).erase(bench.steps(rank).begin() + static_cast<std::ptrdiff_t>(i));
+        seen("loss", rank, i);
+        bench.steps(rank) = good;
+      }
+    }
+  }
+}

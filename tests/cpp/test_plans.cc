@@ -29,7 +29,7 @@ std::vector<Shape> matrices(int size) {
       matrix_shape(size, [](int, int) { return 0; }),
       matrix_shape(size, [](int, int) { return 2; }),
       matrix_shape(size, [](int a, int b) { return a + 2 * b; }),
-      matrix_shape(size, [](int a, int b) { return (a * 7 + b * 3) % 4; }),             // with holes
+      matrix_shape(size, [](int a, int b) { return (a * 7 + b * 3) % 4; }),              // with holes
       matrix_shape(size, [size](int a, int b) { return b == (a + 1) % size ? 3 : 0; }),  // one peer each
       matrix_shape(size, [](int a, int b) { return a == 0 && b > 0 ? b : 0; }),          // only rank 0 sends
   };

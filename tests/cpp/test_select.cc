@@ -50,6 +50,59 @@ TEST(select_goes_through_hosts_where_their_ranks_share_a_link) {
   CHECK_EQ(std::string(select(Collective::AllReduce, shape, DType::Float32, shared, "").name), "direct");
 }
 
+TEST(select_weighs_rounds_messages_and_bytes) {
+  constexpr LinkCost network{20e-6, 1e-9, 1e-9, 2e-6, 0.1e-9};
+  struct Case {
+    Collective collective;
+    int size;
+    size_t bytes;  // of parts.total()
+    int ranks_per_host;
+    const char* expected;
+  };
+  constexpr size_t kMB = 1 << 20;
+  const Case cases[] = {
+      {Collective::AllReduce, 2, 8, 1, "doubling"},  // one round instead of two
+      {Collective::AllReduce, 2, 64 * kMB, 1, "direct"},
+      {Collective::AllReduce, 3, 8, 1, "direct"},
+      {Collective::AllReduce, 4, 4 * kMB, 1, "direct"},
+      {Collective::AllReduce, 64, 8, 1, "doubling"},
+      {Collective::AllReduce, 64, 64 << 10, 1, "halving"},
+      {Collective::AllReduce, 64, 64 * kMB, 1, "direct"},
+      {Collective::AllReduce, 1024, 8, 1, "doubling"},
+      {Collective::AllReduce, 64, 64 * kMB, 8, "hierarchical"},
+      {Collective::ReduceScatter, 4, 64, 1, "direct"},
+      {Collective::ReduceScatter, 64, 256, 1, "halving"},
+      {Collective::ReduceScatter, 64, 64 * kMB, 8, "hierarchical"},
+      {Collective::AllGather, 4, 64, 1, "direct"},
+      {Collective::AllGather, 64, 256, 1, "doubling"},
+      {Collective::AllGather, 48, 192, 1, "bruck"},
+      {Collective::AllGather, 64, 64 * kMB, 1, "direct"},
+      {Collective::AllGather, 64, 64 * kMB, 8, "hierarchical"},
+      {Collective::Broadcast, 4, 64, 1, "direct"},
+      {Collective::Broadcast, 64, 64, 1, "tree"},
+      {Collective::Reduce, 64, 64, 1, "tree"},
+      {Collective::Reduce, 64, 64 * kMB, 1, "direct"},
+      {Collective::Gather, 4, 64, 1, "direct"},
+      {Collective::Gather, 64, 256, 1, "tree"},
+      {Collective::Gather, 64, 64 * kMB, 1, "direct"},
+      {Collective::Scatter, 4, 64, 1, "direct"},
+      {Collective::Scatter, 64, 256, 1, "tree"},
+      {Collective::AllToAll, 4, 64, 1, "direct"},
+      {Collective::AllToAll, 64, 512, 1, "bruck"},
+      {Collective::AllToAll, 64, 64 * kMB, 1, "direct"},
+      {Collective::AllToAllV, 64, 0, 1, "direct"},
+  };
+  for (const Case& each : cases) {
+    Shape shape = even_shape(each.size, each.bytes / 4);
+    shape.host = blocks(each.size, {each.ranks_per_host});
+    LinkCost cost = network;
+    if (each.ranks_per_host == 1) cost.seconds_per_leaving_byte = 0;
+    const std::string chosen = select(each.collective, shape, DType::Float32, cost, "").name;
+    CHECK_EQ(std::string(name_of(each.collective)) + format(" %d ranks, %zu bytes: ", each.size, each.bytes) + chosen,
+             std::string(name_of(each.collective)) + format(" %d ranks, %zu bytes: ", each.size, each.bytes) + each.expected);
+  }
+}
+
 TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
   const Shape shape = even_shape(8, 16);
   for (const Algorithm& algorithm : algorithms())
@@ -59,7 +112,9 @@ TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
     selected(Collective::AllReduce, shape, DType::Float32, "rign");
     CHECK(!"an unknown name is refused");
   } catch (const InvalidArgument& error) {
-    CHECK(std::string(error.what()).find("'rign'; known are: direct, hierarchical, ring, tree") != std::string::npos);
+    CHECK(std::string(error.what())
+              .find("'rign'; known are: bruck, direct, doubling, halving, hierarchical, pairwise, ring, swing, tree") !=
+          std::string::npos);
   }
 }
 
