@@ -2,6 +2,7 @@
 //
 // A rank's counters (staged, consumed, gathered) count chunks over all operations. A cell is used again when every peer is done
 // with what it held kDepth chunks ago. An operation that does not use a counter moves it to its end at once.
+#include "base/failpoint.h"
 #include "comm/shm.h"
 #include "comm/shm_region.h"
 
@@ -41,6 +42,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
                   slice.count, o.prescale);
     });
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   };
   const auto reduce = [&](uint64_t c) {
@@ -63,6 +65,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     kernels::reduce(o.kernel_op(), o.out.dtype, result, inputs, slice.count, o.finish(size_));
     copy_bytes(o.out.at(c * per_chunk + slice.begin), result, slice.count * element);
     advance(mine.consumed, id + 1);
+    failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
   };
   const auto gather = [&](uint64_t c) {
@@ -75,6 +78,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
                  slice.count * element);
     });
     advance(mine.gathered, id + 1);
+    failpoint::pass(failpoint::Point::ShmGathered);
     ring_peers();
   };
 
@@ -109,6 +113,7 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
       copy_scaled(o.in.dtype, mine.cells[id % kDepth] + static_cast<size_t>(r) * room, o.in.at(parts.begin(r) + c * piece),
                   length(r, c), o.prescale);
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   };
   const auto consume = [&](uint64_t c) {
@@ -127,6 +132,7 @@ void ShmCommunicator::scatter_through_cells(const Operation& o) {
         copy_bytes(o.out.at(parts.begin(r) + c * piece), inputs[static_cast<size_t>(r)], count * element);
     }
     advance(mine.consumed, id + 1);
+    failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
   };
 
@@ -156,6 +162,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
       await_free_cell(o, id);
       copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
       advance(mine.staged, id + 1);
+      failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
       ring_peers();
     }
     if (c >= 1) {
@@ -167,6 +174,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
         copy_bytes(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element);
       }
       advance(mine.consumed, id + 1);
+      failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
     }
   }
@@ -188,6 +196,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
       await(o, o.root, root.staged, base + c + 1);
       copy_bytes(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c));
       advance(mine.consumed, base + c + 1);
+      failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
     }
     return;
@@ -198,6 +207,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
     await_free_cell(o, id);
     copy_bytes(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   }
   advance(mine.consumed, chunks_);

@@ -13,6 +13,7 @@ from roundel._core import Communicator, Handle
 from roundel.collectives import allgather, allreduce, alltoall, barrier, broadcast, reduce_scatter
 from roundel.errors import (
     CorruptFrameError,
+    FencedError,
     HandshakeError,
     InvalidArgumentError,
     MismatchError,
@@ -40,6 +41,7 @@ __all__ = [
     "Average",
     "Communicator",
     "CorruptFrameError",
+    "FencedError",
     "Handle",
     "HandshakeError",
     "InvalidArgumentError",
