@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 
@@ -30,6 +31,7 @@ struct Fixed {
   char name[kNameBytes];
 };
 constexpr size_t kWords = sizeof(Fixed) / sizeof(uint64_t);
+constexpr size_t kNameWord = offsetof(Fixed, name) / sizeof(uint64_t);
 static_assert(sizeof(Fixed) % sizeof(uint64_t) == 0);
 
 // `number` is 0 while `fixed` is written. What changes during the operation has words of its own.
@@ -53,16 +55,13 @@ uint64_t ticks() {
 
 double unix_seconds() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
-// Two moments on both clocks give the rate: the first operation's, and now.
+// Two moments on both clocks give the rate: the library's load, and now.
 struct Moment {
   uint64_t tick = ticks();
   double second = unix_seconds();
 };
 
-const Moment& first_moment() {
-  static const Moment first;
-  return first;
-}
+const Moment g_first;  // when the library was loaded
 
 class Seconds {
  public:
@@ -72,12 +71,11 @@ class Seconds {
   }
 
  private:
-  const Moment& first_ = first_moment();
   const Moment now_ = later();
-  const double rate_ = (now_.second - first_.second) / static_cast<double>(now_.tick - first_.tick);
+  const double rate_ = (now_.second - g_first.second) / static_cast<double>(now_.tick - g_first.tick);
   static Moment later() {  // far enough from the first for a rate
     Moment now;
-    while (now.second - first_moment().second < 1e-3) now = Moment();
+    while (now.second - g_first.second < 1e-3) now = Moment();
     return now;
   }
 };
@@ -151,17 +149,20 @@ const char* name_of(State state) {
 
 uint64_t begin(uint64_t sequence, uint32_t epoch, const Signature& signature, uint64_t bytes, const std::string& name,
                State state, uint32_t group) {
-  first_moment();
   const uint64_t number = g_last.fetch_add(1, std::memory_order_relaxed) + 1;
   const uint64_t now = ticks();
   Slot& slot = g_slots[number % kEntries];
   slot.number.store(0, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_release);
-  Fixed fixed{sequence, epoch, group, signature, bytes, now, {}};
-  std::memcpy(fixed.name, name.data(), std::min(name.size(), kNameBytes - 1));
-  uint64_t words[kWords];
-  std::memcpy(words, &fixed, sizeof fixed);
-  for (size_t i = 0; i < kWords; ++i) slot.fixed[i].store(words[i], std::memory_order_relaxed);
+  const Fixed fixed{sequence, epoch, group, signature, bytes, now, {}};
+  uint64_t words[kNameWord];
+  std::memcpy(words, &fixed, sizeof words);
+  for (size_t i = 0; i < kNameWord; ++i) slot.fixed[i].store(words[i], std::memory_order_relaxed);
+  for (size_t i = kNameWord, at = 0; i < kWords; ++i, at += sizeof(uint64_t)) {  // in whole words: a detour would stall
+    uint64_t word = 0;
+    if (at < name.size()) std::memcpy(&word, name.data() + at, std::min(name.size() - at, sizeof word));
+    slot.fixed[i].store(word, std::memory_order_relaxed);
+  }
   slot.started.store(state == State::Running ? now : 0, std::memory_order_relaxed);
   slot.finished.store(0, std::memory_order_relaxed);
   slot.waiting_mask.store(0, std::memory_order_relaxed);

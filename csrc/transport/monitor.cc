@@ -21,9 +21,10 @@ namespace {
 
 constexpr char kGoodbye = 'L';
 constexpr double kVerdictSeconds = 0.3;  // a report by way of rank 0 takes milliseconds
-constexpr double kSendSeconds = 1;    // a peer that does not even drain 512 bytes is as good as gone; its own host will notice
-constexpr double kBeats = 8;          // per dead_seconds: that many must go missing
-constexpr double kNearlyDead = 0.75;  // of dead_seconds: whoever is as silent when another one is excluded shares its fate
+constexpr double kSendSeconds = 1;  // a peer that does not even drain 512 bytes is as good as gone; its own host will notice
+constexpr double kCauseSeconds = 0.02;  // between a connection's end and the word of how its process ended
+constexpr double kBeats = 8;            // per dead_seconds: that many must go missing
+constexpr double kNearlyDead = 0.75;    // of dead_seconds: whoever is as silent when another one is excluded shares its fate
 
 Clock::duration seconds(double n) { return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(n)); }
 
@@ -93,6 +94,7 @@ void Monitor::watch() {
       const bool spoke = entries[at++].revents != 0, ended = entries[at++].revents != 0;
       if (spoke || ended) read_watch(watched, ended);
     }
+    lose_suspects(Clock::now());
     judge_silence(Clock::now());
   }
 }
@@ -109,6 +111,7 @@ double Monitor::attend(Clock::time_point now) {
     next_beat_ = now + seconds(times_.dead_seconds / kBeats);
   }
   Clock::time_point next = next_beat_;
+  for (const Suspect& suspect : suspects_) next = std::min(next, suspect.due);
   for (const auto& [rank, control] : controls_)
     if (control.fd && !control.excluded && !has_left(rank)) next = std::min(next, control.heard + seconds(times_.dead_seconds));
   return std::max(0.0, std::chrono::duration<double>(next - now).count());
@@ -187,8 +190,8 @@ void Monitor::read_control(int rank, Control& control) {
         control.fd.reset();
       }
       if (!control.excluded)
-        lost(rank, n <= 0 ? "closed its control connection without shutdown (its process ended, or its host)"
-                          : "sent garbage on its control connection");
+        lost_soon(rank, n <= 0 ? "closed its control connection without shutdown (its process ended, or its host)"
+                               : "sent garbage on its control connection");
       return;
     }
     control.got = 0;
@@ -235,7 +238,8 @@ void Monitor::read_watch(WatchedProcess& watched, bool process_ended) {
   const bool closed = got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
   if (!closed && !process_ended) return;
   std::string how = "closed its connection without shutdown";
-  if (process_ended) {
+  pollfd process{watch.process.get(), POLLIN, 0};  // a process closes its connections a little before it has ended
+  if (process_ended || ::poll(&process, 1, static_cast<int>(kCauseSeconds * 1000)) == 1) {
     how = "ended without shutdown";
     if (!has_left(watch.rank)) {
       const std::string cause = how_it_ended(watch.process, watched.pid);
@@ -248,6 +252,24 @@ void Monitor::read_watch(WatchedProcess& watched, bool process_ended) {
     watch.process.reset();
   }
   lost(watch.rank, how);
+}
+
+// For one whose end others see better, as its own host does: their word may be on its way.
+void Monitor::lost_soon(int rank, const std::string& how) {
+  if (!has_left(rank)) suspects_.push_back({rank, how, Clock::now() + seconds(kCauseSeconds)});
+}
+
+void Monitor::lose_suspects(Clock::time_point now) {
+  std::erase_if(suspects_, [&](const Suspect& suspect) {
+    if (!is_known_lost(suspect.rank) && now < suspect.due) return false;
+    if (!is_known_lost(suspect.rank)) lost(suspect.rank, suspect.how);
+    return true;
+  });
+}
+
+bool Monitor::is_known_lost(int rank) const {
+  const std::lock_guard lock(mutex_);
+  return std::find(trouble_.ranks.begin(), trouble_.ranks.end(), rank) != trouble_.ranks.end();
 }
 
 void Monitor::lost(int rank, const std::string& how) {

@@ -103,12 +103,21 @@ class Monitor {
     int pid;  // to say how it ended; 0 where it is not to be seen
   };
 
+  struct Suspect {
+    int rank;
+    std::string how;
+    Clock::time_point due;  // then it counts as lost, if nobody has told more by then
+  };
+
   void watch();
   double attend(Clock::time_point now);
   void judge_silence(Clock::time_point now);
   void exclude(const std::vector<int>& ranks);
   void fence();
   void lost(int rank, const std::string& how);
+  void lost_soon(int rank, const std::string& how);
+  void lose_suspects(Clock::time_point now);
+  bool is_known_lost(int rank) const;
   void mark_left(int rank);
   void read_control(int rank, Control& control);
   void handle(int rank, ControlMessage message);
@@ -128,6 +137,7 @@ class Monitor {
   std::atomic<bool> stop_{false};
   std::atomic<bool> troubled_{false};
   std::atomic<int> left_count_{0};
+  std::vector<Suspect> suspects_;             // of the thread
   Clock::time_point next_beat_, last_round_;  // of the thread
   std::mutex sending_;                        // one message at a time; also held to close a connection
   mutable std::mutex mutex_;                  // guards trouble_, left_ and answers_; never held while sending

@@ -9,7 +9,7 @@ Start it with `roundelrun -np 2 python script.py`. Horovod's API for torch is `i
 
 from importlib.metadata import version as _version
 
-from roundel._core import Communicator, Handle
+from roundel._core import Communicator, Handle, flight_record
 from roundel.collectives import allgather, allreduce, alltoall, barrier, broadcast, reduce_scatter
 from roundel.errors import (
     CorruptFrameError,
@@ -62,6 +62,7 @@ __all__ = [
     "communicator",
     "cross_rank",
     "cross_size",
+    "flight_record",
     "init",
     "is_initialized",
     "local_rank",

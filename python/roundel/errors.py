@@ -59,5 +59,7 @@ class HandshakeError(RoundelError):
 
 
 class FencedError(RoundelError):
-    """This rank is no longer part of its job: it was silent for ROUNDEL_DEAD_SECONDS (stopped, or cut off), or has heard nothing
-    for as long. The others go on or have ended without it; it must end, or call shutdown()."""
+    """This rank is no longer part of its job: it was silent for ROUNDEL_DEAD_SECONDS, stopped or cut off.
+
+    The others go on, or have ended, without it; it must end, or call shutdown() before init().
+    """
