@@ -1,4 +1,4 @@
-"""Silence: hosts and links that go without a word, stopped processes, and ranks that are merely slow, which must not be excluded.
+"""Silence: hosts and links that go without a word, stopped processes, and ranks that are merely slow: those are not excluded.
 
 T_dead is 2 s here. Every error must be there within T_dead + 1 s; what is asserted allows more, this machine may be busy.
 """
