@@ -158,22 +158,6 @@ def test_a_limit_of_address_space_is_an_error_or_no_matter_but_never_a_fault(tmp
                     assert "left" in told[-1], (limit, told, job.error_output(rank))
 
 
-def test_nothing_is_left_after_kill_9_of_all(tmp_path):
-    from test_failures import left_behind
-
-    with FaultJob(4, "hosts", tmp_path) as job:
-        job.wait_running()
-        time.sleep(0.3)
-        for rank in range(4):
-            job.kill(rank)
-        for process in job.processes:
-            process.wait()
-        deadline = time.monotonic() + 3 * BOUND
-        while left_behind(job.secret) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not left_behind(job.secret)
-
-
 def test_a_skipped_collective_is_warned_of_by_name_and_aborted_at_the_deadline(tmp_path):
     settings = {"ROUNDEL_TIMEOUT": "3", "ROUNDEL_STALL_CHECK_SECONDS": "1", "LATE_SECONDS": "1000"}
     with FaultJob(3, "shm", tmp_path, "late", env=settings) as job:

@@ -59,3 +59,12 @@ def test_anything_else_is_refused(tmp_path, capsys, content):
 def test_an_empty_directory(tmp_path, capsys):
     assert flight.main([str(tmp_path)]) == 2
     assert "no files" in capsys.readouterr().err
+
+
+def test_roundel_flight_is_the_same(tmp_path, capsys):
+    from roundel.cli import main
+
+    for rank in range(3):
+        write(tmp_path, rank, [SUM])
+    assert main(["flight", str(tmp_path)]) == 0
+    assert "all ranks called the same operations" in capsys.readouterr().out
