@@ -37,7 +37,9 @@ class Draw:
         self.count = rng.choice((0, 1, rng.randrange(64), int(10 ** rng.uniform(0, 3.5)), int(10 ** rng.uniform(0, 5))))
         if rng.random() < 0.01:
             self.count = rng.randrange(BIG)
-        ops = ["Sum", "Min", "Max"] + (["Average"] if self.dtype != "bool" else [])
+        ops = ["Sum", "Min", "Max"]
+        if self.dtype.startswith(("int", "uint")) or (self.dtype != "bool" and size & (size - 1) == 0):
+            ops.append("Average")  # of floats exact only where dividing by the size is
         ops += ["Product"] if self.dtype in ("int32", "int64", "float32", "float64") else []  # 4^8 fits these only
         self.op = rng.choice(ops)
         self.root = rng.randrange(size)
