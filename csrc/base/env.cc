@@ -11,7 +11,7 @@ const std::vector<Setting>& settings() {
   static const std::vector<Setting> table = {
       {"ROUNDEL_TIMEOUT", "600", "Seconds that one operation may wait for its peers before it raises TimeoutError."},
       {"ROUNDEL_DEAD_SECONDS", "10",
-       "Seconds of silence after which a rank counts as lost: a host or link gone, or a stopped process."},
+       "Seconds of silence after which a rank counts as lost (host or link gone, process stopped); the same on all ranks."},
       {"ROUNDEL_START_TIMEOUT", "60", "Seconds that init() waits for all ranks to arrive."},
       {"ROUNDEL_TRANSPORT", "auto", "auto (shm inside a host, tcp across), shm (one host only) or tcp (also inside a host)."},
       {"ROUNDEL_ALGORITHM", "", "Force a plan (ring, direct, tree, hierarchical) where it exists; also for ranks of one host."},
