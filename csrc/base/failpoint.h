@@ -43,7 +43,7 @@ inline constexpr int kPoints = static_cast<int>(Point::LeaveAfter) + 1;
 // "shm-staged", ... in the order above.
 const std::vector<std::string>& names();
 
-// Reads ROUNDEL_FAILPOINT anew. Throws InvalidArgument.
+// Reads ROUNDEL_FAILPOINT, and counts from 0 when it has changed. Throws InvalidArgument. One thread at a time.
 void configure();
 
 extern std::atomic<bool> g_armed;
