@@ -10,6 +10,8 @@ namespace roundel::env {
 const std::vector<Setting>& settings() {
   static const std::vector<Setting> table = {
       {"ROUNDEL_TIMEOUT", "600", "Seconds that one operation may wait for its peers before it raises TimeoutError."},
+      {"ROUNDEL_DEAD_SECONDS", "10",
+       "Seconds of silence after which a rank counts as lost (host or link gone, process stopped); the same on all ranks."},
       {"ROUNDEL_START_TIMEOUT", "60", "Seconds that init() waits for all ranks to arrive."},
       {"ROUNDEL_TRANSPORT", "auto", "auto (shm inside a host, tcp across), shm (one host only) or tcp (also inside a host)."},
       {"ROUNDEL_ALGORITHM", "", "Force a plan (ring, direct, tree, hierarchical) where it exists; also for ranks of one host."},
@@ -18,6 +20,10 @@ const std::vector<Setting>& settings() {
       {"ROUNDEL_ARENA_BYTES", "", "Address space for library-allocated buffers per rank; default: the machine's memory."},
       {"ROUNDEL_SPIN_MICROSECONDS", "50", "How long a wait spins before it yields and sleeps, when every rank has a core."},
       {"ROUNDEL_CRC", "1", "Check a CRC32C of every payload that travels over TCP."},
+      {"ROUNDEL_STALL_CHECK_SECONDS", "60", "Seconds that an operation waits before one warning says for whom; 0 for never."},
+      {"ROUNDEL_FLIGHT_RECORD", "",
+       "Where every rank writes its last 256 operations when its communicator fails: PREFIX.rank3.json."},
+      {"ROUNDEL_FAILPOINT", "", "For tests: point=action@n, what this process does to itself at the n-th passing of a point."},
       {"ROUNDEL_HOST_ID", "", "Ranks with equal host ids share memory; default: boot id and network namespace."},
       {"ROUNDEL_LOG_LEVEL", "warning", "error, warning, info or debug; written to stderr."},
   };

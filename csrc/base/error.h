@@ -10,7 +10,7 @@
 
 namespace roundel {
 
-enum class ErrorKind : uint8_t { Generic, InvalidArgument, PeerLost, Mismatch, CorruptFrame, Timeout, Handshake };
+enum class ErrorKind : uint8_t { Generic, InvalidArgument, PeerLost, Mismatch, CorruptFrame, Timeout, Handshake, Fenced };
 
 class Error : public std::runtime_error {
  public:
@@ -51,6 +51,11 @@ struct Timeout : Error {
 // The other end does not know the job token, or speaks another version.
 struct HandshakeError : Error {
   explicit HandshakeError(const std::string& what) : Error(what, ErrorKind::Handshake) {}
+};
+
+// This rank was excluded from its job, or has lost touch with it, and must end: the others go on without it.
+struct Fenced : Error {
+  explicit Fenced(const std::string& what) : Error(what, ErrorKind::Fenced) {}
 };
 
 // printf-style text; the only formatting helper in the core.

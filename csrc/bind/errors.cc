@@ -22,6 +22,8 @@ const char* class_of(ErrorKind kind) {
       return "TimeoutError";
     case ErrorKind::Handshake:
       return "HandshakeError";
+    case ErrorKind::Fenced:
+      return "FencedError";
     case ErrorKind::Generic:
       break;
   }

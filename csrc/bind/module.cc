@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, m) {
   roundel::bind::bind_errors(m);
   roundel::bind::bind_comm(m);
   roundel::bind::bind_info(m);
+  roundel::bind::bind_recorder(m);
 }

@@ -8,6 +8,7 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "base/recorder.h"
 #include "comm/native.h"
 #include "comm/shm.h"
 
@@ -59,6 +60,7 @@ std::shared_ptr<Communicator> Communicator::open(std::shared_ptr<transport::Worl
 Communicator::Communicator(std::shared_ptr<transport::World> world)
     : world_(std::move(world)),
       default_timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
+      stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
       sent_(static_cast<size_t>(world_->size)),
       received_(static_cast<size_t>(world_->size)) {}
 
@@ -145,10 +147,12 @@ void Communicator::run(Operation operation) {
   executing_ = true;
   operation.sequence = next_sequence_++;
   lock.unlock();
+  operation.record = record(operation, recorder::State::Running);
   std::exception_ptr error;
   t_executing = this;
   try {
     perform(operation);
+    recorder::finished(operation.record, recorder::State::Done);
   } catch (...) {
     error = fail(std::current_exception(), &operation);
   }
@@ -216,10 +220,12 @@ std::shared_ptr<Request> Communicator::enqueue(Operation operation) {
   if (operation.kind == OpKind::PointToPoint) {
     auto& counter = (operation.sends_data() ? sent_ : received_)[static_cast<size_t>(operation.root)];
     operation.sequence = transport::kPointToPoint | counter++;
+    operation.record = record(operation, recorder::State::Queued);
     new_transfers_.push_back({std::move(operation), request});
     has_new_transfers_.store(true, std::memory_order_release);
   } else {
     operation.sequence = next_sequence_++;
+    operation.record = record(operation, recorder::State::Queued);
     collectives_.push_back({std::move(operation), request});
   }
   ready_.notify_one();
@@ -266,7 +272,9 @@ void Communicator::work() {
     }
     if (next.request != nullptr) {
       try {
+        recorder::started(next.operation.record);
         perform(next.operation);
+        recorder::finished(next.operation.record, recorder::State::Done);
         next.request->complete(nullptr);
       } catch (...) {
         next.request->complete(fail(std::current_exception(), &next.operation));
@@ -294,6 +302,7 @@ void Communicator::take_transfers() {
 
 void Communicator::post(Transfer& transfer) {
   const Operation& o = transfer.queued.operation;
+  recorder::started(o.record);
   const View& view = o.sends_data() ? o.in : o.out;
   transport::Tag tag{o.sequence, 0, o.signature};
   size_t at = 0;
@@ -311,6 +320,7 @@ void Communicator::reap_transfers() {
   transfers_.remove_if([this](Transfer& transfer) {
     std::erase_if(transfer.tickets, [this](transport::Ticket ticket) { return world_->transport->test(ticket); });
     if (!transfer.tickets.empty()) return false;
+    recorder::finished(transfer.queued.operation.record, recorder::State::Done);
     transfer.queued.request->complete(nullptr);
     return true;
   });
@@ -342,12 +352,13 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
     last_check_ = Clock::now();
     check_interrupt();
     check_deadlines();
+    watch_stall(operation, needed());
   }
   if (!operation.deadline.passed()) return;
   std::vector<int> ranks = missing(operation);
   if (ranks.empty()) ranks = needed();
-  throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s", name(), world_->rank,
-                       operation.describe().c_str(), operation.timeout, join_ranks(ranks).c_str()));
+  throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s%s", name(), world_->rank,
+                       operation.describe().c_str(), operation.timeout, join_ranks(ranks).c_str(), seen_last(ranks).c_str()));
 }
 
 // Of all that is under way or waiting its turn: none may outlive its deadline because another one is patient.
@@ -413,6 +424,7 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
   }
   if (world_->is_group) error = in_terms_of_job(error);
   if (shared == nullptr) shared = error;
+  record_failure(during, shared);
   if (!closing_) failed_ = true;
   world_->transport->abandon();
   for (Transfer& transfer : transfers_) transfer.queued.request->complete(shared);

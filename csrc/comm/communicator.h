@@ -18,6 +18,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/recorder.h"
 #include "comm/operation.h"
 #include "transport/open.h"
 
@@ -102,6 +103,10 @@ class Communicator {
   void refuse_nested_call() const;
   void wait_for_queued(Request& request);
   void check_deadlines();
+  void watch_stall(const Operation& operation, const std::vector<int>& waited_for);
+  std::string seen_last(const std::vector<int>& ranks) const;
+  uint64_t record(const Operation& operation, recorder::State state) const;
+  void record_failure(const Operation* during, const std::exception_ptr& error) const;
   std::shared_ptr<Request> enqueue(Operation operation);  // with mutex_ held
   void progress_loop();
   void work();
@@ -120,12 +125,13 @@ class Communicator {
   std::exception_ptr failure_;
   std::atomic<bool> closing_{false};
   std::thread progress_;
-  Clock::time_point last_check_{};  // of whoever holds executing_
+  Clock::time_point last_check_{}, last_asked_{};  // of whoever holds executing_
+  uint64_t warned_ = 0;                            // the operation whose stall was warned of last
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> failed_{false};
   std::mutex close_mutex_;
   std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
-  double default_timeout_;
+  double default_timeout_, stall_seconds_;
   uint64_t next_sequence_ = 1;
 
   std::byte* fused_ = nullptr;  // where fused operations are packed; of whoever holds executing_

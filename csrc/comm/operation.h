@@ -38,6 +38,7 @@ struct Operation {
 
   // Filled in by the communicator.
   uint64_t sequence = 0;
+  uint64_t record = 0;  // its number in the flight recorder
   Signature signature;
   Deadline deadline = Deadline::after(0);
 

@@ -1,6 +1,7 @@
 #include "comm/shm.h"
 
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "comm/shm_region.h"
 
 namespace roundel::comm {
@@ -59,11 +60,13 @@ ShmLine& ShmCommunicator::enter(const Operation& o) {
   ShmLine& line = regions_[static_cast<size_t>(rank_)]->lines[o.sequence % kSlots];
   line.detail = -1;
   line.signature = o.signature;
+  failpoint::pass(failpoint::Point::ShmEntered);
   return line;
 }
 
 void ShmCommunicator::publish(const Operation& o, ShmLine& line) {
   line.sequence.store(o.sequence, std::memory_order_release);
+  failpoint::pass(failpoint::Point::ShmPublished, line.inline_data, sizeof line.inline_data);
   ring_peers();
 }
 
@@ -229,8 +232,10 @@ void ShmCommunicator::reduce_in_arena(const Operation& o, const std::vector<std:
     std::byte* sum = copies[static_cast<size_t>(rank_)] + at;
     kernels::reduce(o.kernel_op(), o.out.dtype, sum, inputs, count, o.finish(size_));
     for (std::byte* other : copies) copy_bytes(other + at, sum, count * element);
+    failpoint::pass(failpoint::Point::ShmArenaTile, sum, count * element);
   }
   regions_[static_cast<size_t>(rank_)]->finished.store(o.sequence, std::memory_order_release);
+  failpoint::pass(failpoint::Point::ShmFinished);
   ring_peers();
   for (int r = 0; r < size_; ++r)
     if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->finished, o.sequence);

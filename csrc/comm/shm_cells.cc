@@ -2,6 +2,7 @@
 //
 // A rank's counters (staged, consumed, gathered) count chunks over all operations. A cell is used again when every peer is done
 // with what it held kDepth chunks ago. An operation that does not use a counter moves it to its end at once.
+#include "base/failpoint.h"
 #include "comm/shm.h"
 #include "comm/shm_region.h"
 
@@ -52,6 +53,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
                     o.prescale);
     });
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   };
   const auto reduce = [&](uint64_t c) {
@@ -75,6 +77,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     kernels::reduce(o.kernel_op(), dtype, sum, inputs, slice.count, o.finish(size_));
     if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
     advance(mine.consumed, id + 1);
+    failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
   };
   const auto gather = [&](uint64_t c) {
@@ -87,6 +90,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
                  slice.count * element);
     });
     advance(mine.gathered, id + 1);
+    failpoint::pass(failpoint::Point::ShmGathered);
     ring_peers();
   };
 
@@ -129,6 +133,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
       if (r != rank_ || (sums && o.prescale != 1))
         publish_bytes(dtype, cell(rank_, id, r), o.in.at(to.begin(r) + c * piece), length(to.count(r), c), o.prescale);
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   };
   const auto consume = [&](uint64_t c) {
@@ -148,6 +153,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
     if (sums)
       kernels::reduce(o.kernel_op(), dtype, o.out.at(c * piece), pieces, length(o.parts.count(rank_), c), o.finish(size_));
     advance(mine.consumed, id + 1);
+    failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
   };
 
@@ -177,6 +183,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
       await_free_cell(o, id);
       publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
       advance(mine.staged, id + 1);
+      failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
       ring_peers();
     }
     if (c >= 1) {
@@ -188,6 +195,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
         copy_bytes(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element);
       }
       advance(mine.consumed, id + 1);
+      failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
     }
   }
@@ -209,6 +217,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
       await(o, o.root, root.staged, base + c + 1);
       copy_bytes(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c));
       advance(mine.consumed, base + c + 1);
+      failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
     }
     return;
@@ -219,6 +228,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
     await_free_cell(o, id);
     publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
     ring_peers();
   }
   advance(mine.consumed, chunks_);

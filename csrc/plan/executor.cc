@@ -5,6 +5,7 @@
 
 #include "base/copy.h"
 #include "base/error.h"
+#include "base/failpoint.h"
 
 namespace roundel::plan {
 namespace {
@@ -62,6 +63,7 @@ struct Executor::Lane {
 };
 
 void Executor::start_round(Job& job, Lane& lane) {
+  failpoint::pass(failpoint::Point::ExecutorRound);
   const auto& steps = job.plan.steps;
   const int round = steps[lane.next_step].round;
   for (; lane.next_step < steps.size() && steps[lane.next_step].round == round; ++lane.next_step) {

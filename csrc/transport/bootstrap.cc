@@ -10,6 +10,7 @@
 
 #include "base/env.h"
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "transport/frame.h"
 
 namespace roundel::transport {
@@ -150,9 +151,11 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
 
 Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline deadline) {
   Rendezvous result;
+  failpoint::pass(failpoint::Point::StartConnect);
   Fd control = connect_to(resolve(job.rendezvous), identity, 0, Role::Control, deadline);
   result.data_listener = listen_on(with_port(local_address(control.get()), 0));
   const Card card = make_card(local_address(result.data_listener.get()));
+  failpoint::pass(failpoint::Point::StartCard);
   Verdict verdict;
   std::vector<Card> cards(static_cast<size_t>(job.size));
   try {

@@ -13,6 +13,7 @@
 #include <list>
 
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "base/interrupt.h"
 
 namespace roundel::transport {
@@ -270,6 +271,7 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
   Reply reply;
   try {
     send_all(fd.get(), &hello, sizeof hello, deadline);
+    failpoint::pass(failpoint::Point::StartHello);
     recv_all(fd.get(), &reply, sizeof reply, deadline);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));

@@ -1,5 +1,7 @@
 #include "transport/monitor.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -9,46 +11,60 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/env.h"
+#include "base/failpoint.h"
+#include "base/process.h"
+#include "base/recorder.h"
+
 namespace roundel::transport {
-
-// Control connections carry nothing but these, whole.
-struct ControlMessage {
-  static constexpr uint32_t kMagic = 0x4c544352;  // "RCTL"
-  enum class Type : uint8_t { Trouble, Left };
-  static constexpr int kMaxRanks = 24;  // more than these in one report are counted in its text only
-
-  uint32_t magic = kMagic;
-  uint32_t epoch = 0;
-  int32_t about = -1;  // Left: who
-  Type type = Type::Left;
-  ErrorKind kind = ErrorKind::Generic;
-  uint16_t rank_count = 0;
-  int32_t ranks[kMaxRanks] = {};
-  char text[400] = {};
-};
-static_assert(sizeof(ControlMessage) == 512);
-
 namespace {
 
 constexpr char kGoodbye = 'L';
 constexpr double kVerdictSeconds = 0.3;  // a report by way of rank 0 takes milliseconds
 constexpr double kSendSeconds = 1;  // a peer that does not even drain 512 bytes is as good as gone; its own host will notice
+constexpr double kCauseSeconds = 0.02;  // between a connection's end and the word of how its process ended
+constexpr double kBeats = 8;            // per dead_seconds: that many must go missing
+constexpr double kNearlyDead = 0.75;    // of dead_seconds: whoever is as silent when another one is excluded shares its fate
+
+Clock::duration seconds(double n) { return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(n)); }
 
 void insert_sorted(std::vector<int>& ranks, int rank) {
   const auto at = std::lower_bound(ranks.begin(), ranks.end(), rank);
   if (at == ranks.end() || *at != rank) ranks.insert(at, rank);
 }
 
+void set_text(ControlMessage& message, const std::string& text) {
+  std::strncpy(message.text, text.c_str(), sizeof message.text - 1);
+}
+
 }  // namespace
 
-Monitor::Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake)
+MonitorTimes MonitorTimes::from_settings(double start_seconds) {
+  return {env::number("ROUNDEL_DEAD_SECONDS", 0.1, 1e6), start_seconds};
+}
+
+Monitor::Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake,
+                 MonitorTimes times)
     : identity_(identity),
-      controls_(std::move(controls)),
-      watches_(std::move(watches)),
+      times_(times),
       wake_(std::move(wake)),
       stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      next_beat_(Clock::now()),
+      last_round_(next_beat_),
       left_(static_cast<size_t>(identity.size)) {
   if (!stop_event_) throw system_error("eventfd", errno);
+  // Bytes that nobody acknowledges end the connection. (Keepalive alone does not: it rests while bytes are on their way.)
+  const int limit = static_cast<int>(std::min(2e6, times_.dead_seconds + 1) * 1000);
+  for (auto& [rank, fd] : controls) {
+    ::setsockopt(fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof limit);
+    Control& control = controls_[rank];
+    control.fd = std::move(fd);
+    control.heard = next_beat_ + seconds(std::max(0.0, times_.start_seconds - times_.dead_seconds));
+  }
+  for (Watch& watch : watches) {
+    const int pid = pid_of(watch.process);
+    watches_.push_back({std::move(watch), pid});
+  }
   thread_ = std::thread([this] { watch(); });
 }
 
@@ -60,77 +76,218 @@ Monitor::~Monitor() {
 }
 
 void Monitor::watch() {
+  std::vector<pollfd> entries;
   while (!stop_) {
-    std::vector<pollfd> entries{{stop_event_.get(), POLLIN, 0}};
-    for (const auto& [rank, fd] : controls_) entries.push_back({fd.get(), POLLIN, 0});
-    for (const Watch& watch : watches_) {
-      entries.push_back({watch.connection.get(), POLLIN, 0});
-      entries.push_back({watch.process.get(), POLLIN, 0});
+    entries.assign(1, {stop_event_.get(), POLLIN, 0});
+    for (const auto& [rank, control] : controls_) entries.push_back({control.fd.get(), POLLIN, 0});
+    for (const WatchedProcess& watched : watches_) {
+      entries.push_back({watched.watch.connection.get(), POLLIN, 0});
+      entries.push_back({watched.watch.process.get(), POLLIN, 0});
     }
-    if (::poll(entries.data(), entries.size(), -1) < 0) continue;
+    const double idle = attend(Clock::now());
+    const int wait = idle < 0 ? -1 : static_cast<int>(std::min(idle, 1e6) * 1000) + 1;
+    if (::poll(entries.data(), entries.size(), wait) < 0) continue;
     size_t at = 1;
-    for (auto& [rank, fd] : controls_)
-      if (entries[at++].revents != 0) read_control(rank, fd);
-    for (Watch& watch : watches_) {
+    for (auto& [rank, control] : controls_)
+      if (entries[at++].revents != 0) read_control(rank, control);
+    for (WatchedProcess& watched : watches_) {
       const bool spoke = entries[at++].revents != 0, ended = entries[at++].revents != 0;
-      if (spoke || ended) read_watch(watch, ended);
+      if (spoke || ended) read_watch(watched, ended);
     }
+    lose_suspects(Clock::now());
+    judge_silence(Clock::now());
   }
 }
 
-void Monitor::read_control(int rank, Fd& fd) {
-  ControlMessage message;
-  try {
-    recv_all(fd.get(), &message, sizeof message, Deadline::after(kSendSeconds));
-    if (message.magic != ControlMessage::kMagic || message.epoch != identity_.epoch ||
-        message.rank_count > ControlMessage::kMaxRanks)
-      throw Error("garbage on a control connection");
-  } catch (const Error&) {
-    {
-      const std::lock_guard lock(mutex_);
-      fd.reset();
+// Beats when it is time. Returns the seconds until there is something to do without being told, or -1 for never.
+double Monitor::attend(Clock::time_point now) {
+  if (controls_.empty()) return -1;
+  if (now >= next_beat_) {
+    const ControlMessage beat = make_message();
+    for (const auto& [rank, control] : controls_) {
+      pollfd writable{control.fd.get(), POLLOUT, 0};  // then there is room for it whole; no beat is worth waiting
+      if (control.fd && !control.excluded && !has_left(rank) && ::poll(&writable, 1, 0) == 1) send(rank, beat);
     }
-    return lost(rank, "closed its control connection");
+    next_beat_ = now + seconds(times_.dead_seconds / kBeats);
   }
-  if (message.type == ControlMessage::Type::Left) {
-    if (message.about >= 0 && message.about < identity_.size) mark_left(message.about);
-  } else {
-    message.text[sizeof message.text - 1] = '\0';
-    accept_trouble({message.kind, {message.ranks, message.ranks + message.rank_count}, message.text});
+  Clock::time_point next = next_beat_;
+  for (const Suspect& suspect : suspects_) next = std::min(next, suspect.due);
+  for (const auto& [rank, control] : controls_)
+    if (control.fd && !control.excluded && !has_left(rank)) next = std::min(next, control.heard + seconds(times_.dead_seconds));
+  return std::max(0.0, std::chrono::duration<double>(next - now).count());
+}
+
+// Called after everything that has arrived was read.
+void Monitor::judge_silence(Clock::time_point now) {
+  const Clock::duration dead = seconds(times_.dead_seconds);
+  // Was it this process that stood still? Then it has no right to judge: all begin anew. (What arrived meanwhile has been
+  // read.)
+  const bool stood_still = now - last_round_ > dead / 2;
+  last_round_ = now;
+  if (stood_still)
+    for (auto& [rank, control] : controls_) control.heard = std::max(control.heard, now);
+  std::vector<int> silent;
+  bool any_dead = false;
+  for (const auto& [rank, control] : controls_) {
+    if (!control.fd || control.excluded || has_left(rank)) continue;
+    any_dead |= now - control.heard >= dead;
+    if (now - control.heard >= seconds(times_.dead_seconds * kNearlyDead)) silent.push_back(rank);
+  }
+  if (!any_dead) return;
+  if (identity_.rank == 0)
+    exclude(silent);
+  else
+    fence();
+}
+
+void Monitor::exclude(const std::vector<int>& ranks) {
+  ControlMessage word = make_message();
+  word.type = ControlMessage::Type::Trouble;
+  word.kind = ErrorKind::Fenced;
+  set_text(word, format("excluded from the job: rank 0 has heard nothing from it for %g s", times_.dead_seconds));
+  for (const int rank : ranks) {
+    controls_.at(rank).excluded = true;
+    send(rank, word);
+  }
+  const Trouble trouble{
+      ErrorKind::PeerLost, ranks,
+      format("nothing heard from rank %s for %g s: stopped, or cut off", join_ranks(ranks).c_str(), times_.dead_seconds)};
+  accept_trouble(trouble);
+  ControlMessage message = make_message();
+  message.type = ControlMessage::Type::Trouble;
+  message.kind = trouble.kind;
+  message.rank_count = static_cast<uint16_t>(std::min<size_t>(ranks.size(), ControlMessage::kMaxRanks));
+  std::copy_n(ranks.begin(), message.rank_count, message.ranks);
+  set_text(message, trouble.text);
+  pass_on(message, -1);
+}
+
+// Rank 0 may go on without this rank, so this rank must not go on without rank 0.
+void Monitor::fence() {
+  controls_.at(0).excluded = true;
+  accept_trouble(
+      {ErrorKind::Fenced, {}, format("lost touch with the job: nothing heard from rank 0 for %g s", times_.dead_seconds)});
+  ControlMessage message = make_message();
+  message.type = ControlMessage::Type::Trouble;
+  message.kind = ErrorKind::Fenced;
+  set_text(message, format("gave up: it had heard nothing from rank 0 for %g s", times_.dead_seconds));
+  send(0, message);
+}
+
+void Monitor::read_control(int rank, Control& control) {
+  for (;;) {
+    const ssize_t n = ::recv(control.fd.get(), reinterpret_cast<char*>(&control.incoming) + control.got,
+                             sizeof control.incoming - control.got, MSG_DONTWAIT);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+    control.got += n > 0 ? static_cast<size_t>(n) : 0;
+    if (n > 0 && control.got < sizeof control.incoming) continue;
+    const ControlMessage& message = control.incoming;
+    if (n <= 0 || message.magic != ControlMessage::kMagic || message.epoch != identity_.epoch ||
+        message.rank_count > ControlMessage::kMaxRanks) {
+      {
+        const std::lock_guard lock(sending_);
+        control.fd.reset();
+      }
+      if (!control.excluded)
+        lost_soon(rank, n <= 0 ? "closed its control connection without shutdown (its process ended, or its host)"
+                               : "sent garbage on its control connection");
+      return;
+    }
+    control.got = 0;
+    control.heard = Clock::now();
+    if (!control.excluded) handle(rank, message);
+  }
+}
+
+void Monitor::handle(int rank, ControlMessage message) {
+  message.text[sizeof message.text - 1] = '\0';
+  switch (message.type) {
+    case ControlMessage::Type::Beat:
+      return;
+    case ControlMessage::Type::Left:
+      if (message.about >= 0 && message.about < identity_.size) mark_left(message.about);
+      break;
+    case ControlMessage::Type::Trouble:
+      if (identity_.rank == 0 && message.kind == ErrorKind::Fenced) return lost(rank, message.text);
+      accept_trouble({message.kind, {message.ranks, message.ranks + message.rank_count}, message.text});
+      break;
+    case ControlMessage::Type::Ask:
+      if (message.about == identity_.rank) {
+        message.type = ControlMessage::Type::Told;
+        set_text(message, recorder::doing());
+        return send(rank, message);
+      }
+      return send(message.about, message);  // rank 0 hands it on
+    case ControlMessage::Type::Told: {
+      if (message.ranks[0] != identity_.rank) return send(message.ranks[0], message);
+      const std::lock_guard lock(mutex_);
+      answers_[message.about] = message.text;
+      return;
+    }
   }
   if (identity_.rank == 0) pass_on(message, rank);
 }
 
 // A process that leaves in order says goodbye before it ends: look for that word first.
-void Monitor::read_watch(Watch& watch, bool process_ended) {
+void Monitor::read_watch(WatchedProcess& watched, bool process_ended) {
+  Watch& watch = watched.watch;
   char word = 0;
   const ssize_t got = watch.connection ? ::recv(watch.connection.get(), &word, 1, MSG_DONTWAIT) : 0;
   if (got == 1 && word == kGoodbye) return mark_left(watch.rank);
   const bool closed = got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
   if (!closed && !process_ended) return;
+  std::string how = "closed its connection without shutdown";
+  pollfd process{watch.process.get(), POLLIN, 0};  // a process closes its connections a little before it has ended
+  if (process_ended || ::poll(&process, 1, static_cast<int>(kCauseSeconds * 1000)) == 1) {
+    how = "ended without shutdown";
+    if (!has_left(watch.rank)) {
+      const std::string cause = how_it_ended(watch.process, watched.pid);
+      how += cause.empty() ? " (killed, crashed or exited)" : ": " + cause;
+    }
+  }
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(sending_);
     watch.connection.reset();
     watch.process.reset();
   }
-  lost(watch.rank,
-       process_ended ? "ended without shutdown (killed, crashed or exited)" : "closed its connection without shutdown");
+  lost(watch.rank, how);
 }
 
-void Monitor::lost(int rank, const char* how) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (left_[static_cast<size_t>(rank)]) return;
+// For one whose end others see better, as its own host does: their word may be on its way.
+void Monitor::lost_soon(int rank, const std::string& how) {
+  if (!has_left(rank)) suspects_.push_back({rank, how, Clock::now() + seconds(kCauseSeconds)});
+}
+
+void Monitor::lose_suspects(Clock::time_point now) {
+  std::erase_if(suspects_, [&](const Suspect& suspect) {
+    if (!is_known_lost(suspect.rank) && now < suspect.due) return false;
+    if (!is_known_lost(suspect.rank)) lost(suspect.rank, suspect.how);
+    return true;
+  });
+}
+
+bool Monitor::is_known_lost(int rank) const {
+  const std::lock_guard lock(mutex_);
+  return std::find(trouble_.ranks.begin(), trouble_.ranks.end(), rank) != trouble_.ranks.end();
+}
+
+void Monitor::lost(int rank, const std::string& how) {
+  if (has_left(rank)) return;
+  // On the far side of a cut others end because they have fenced themselves: that is not the reason, it is about to be ours.
+  if (identity_.rank != 0 && rank != 0) {
+    const Control& arbiter = controls_.at(0);
+    if (arbiter.fd && !arbiter.excluded && Clock::now() - arbiter.heard > seconds(times_.dead_seconds * kNearlyDead))
+      return fence();
   }
-  const Trouble trouble{ErrorKind::PeerLost, {rank}, format("rank %d %s", rank, how)};
+  const Trouble trouble{ErrorKind::PeerLost, {rank}, format("rank %d %s", rank, how.c_str())};
   accept_trouble(trouble);
-  ControlMessage message;
-  message.epoch = identity_.epoch;
+  ControlMessage message = make_message();
   message.type = ControlMessage::Type::Trouble;
   message.kind = trouble.kind;
   message.rank_count = 1;
   message.ranks[0] = rank;
-  std::strncpy(message.text, trouble.text.c_str(), sizeof message.text - 1);
+  set_text(message, trouble.text);
   pass_on(message, rank);
 }
 
@@ -147,6 +304,11 @@ void Monitor::accept_trouble(const Trouble& trouble) {
   wake_();
 }
 
+bool Monitor::has_left(int rank) const {
+  const std::lock_guard lock(mutex_);
+  return left_[static_cast<size_t>(rank)];
+}
+
 void Monitor::mark_left(int rank) {
   {
     const std::lock_guard lock(mutex_);
@@ -158,16 +320,40 @@ void Monitor::mark_left(int rank) {
   wake_();
 }
 
-void Monitor::pass_on(const ControlMessage& message, int except) {
-  const std::lock_guard lock(mutex_);
-  for (const auto& [rank, fd] : controls_) {
-    if (rank == except || !fd) continue;
-    try {
-      send_all(fd.get(), &message, sizeof message, Deadline::after(kSendSeconds));
-    } catch (const Error&) {
-      // Its own death is noticed where it is watched.
-    }
+ControlMessage Monitor::make_message() const {
+  ControlMessage message;
+  message.epoch = identity_.epoch;
+  return message;
+}
+
+void Monitor::send(int rank, const ControlMessage& message) {
+  const std::lock_guard lock(sending_);
+  const auto to = controls_.find(rank);
+  if (to == controls_.end() || !to->second.fd) return;
+  try {
+    send_all(to->second.fd.get(), &message, sizeof message, Deadline::after(kSendSeconds));
+  } catch (const Error&) {
+    // Its own death is noticed where it is watched.
   }
+}
+
+void Monitor::pass_on(const ControlMessage& message, int except) {
+  for (const auto& [rank, control] : controls_)
+    if (rank != except && !control.excluded) send(rank, message);
+}
+
+void Monitor::ask(int rank) {
+  ControlMessage message = make_message();
+  message.type = ControlMessage::Type::Ask;
+  message.about = rank;
+  message.ranks[0] = identity_.rank;
+  send(identity_.rank == 0 ? rank : 0, message);
+}
+
+std::string Monitor::answer_of(int rank) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = answers_.find(rank);
+  return found == answers_.end() ? "" : found->second;
 }
 
 void Monitor::raise_trouble(const std::string& during) const {
@@ -183,6 +369,8 @@ void Monitor::raise_trouble(const std::string& during) const {
       throw CorruptFrame(text);
     case ErrorKind::Timeout:
       throw Timeout(text);
+    case ErrorKind::Fenced:
+      throw Fenced(text);
     default:
       throw Error(text);
   }
@@ -208,28 +396,29 @@ void Monitor::await_trouble(const std::string& during) const {
 
 void Monitor::report(const Error& error, const std::vector<int>& ranks) {
   if (troubled()) return;
-  ControlMessage message;
-  message.epoch = identity_.epoch;
+  ControlMessage message = make_message();
   message.type = ControlMessage::Type::Trouble;
   message.kind = error.kind();
   message.rank_count = static_cast<uint16_t>(std::min<size_t>(ranks.size(), ControlMessage::kMaxRanks));
   std::copy_n(ranks.begin(), message.rank_count, message.ranks);
   const std::string text = error.what();
-  std::strncpy(message.text, format("rank %d reported: %s", identity_.rank, text.c_str()).c_str(), sizeof message.text - 1);
+  set_text(message, format("rank %d reported: %s", identity_.rank, text.c_str()));
   accept_trouble({error.kind(), ranks, text});
   pass_on(message, -1);
 }
 
 void Monitor::leave(Deadline deadline) {
+  failpoint::pass(failpoint::Point::LeaveBefore);
   {
-    const std::lock_guard lock(mutex_);
-    for (const Watch& watch : watches_)
+    const std::lock_guard lock(sending_);
+    for (const auto& [watch, pid] : watches_)
       if (watch.connection) ::send(watch.connection.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
-  ControlMessage message;
-  message.epoch = identity_.epoch;
+  ControlMessage message = make_message();
+  message.type = ControlMessage::Type::Left;
   message.about = identity_.rank;
   pass_on(message, -1);
+  failpoint::pass(failpoint::Point::LeaveAfter);
   if (identity_.rank != 0) return;
   while (!troubled() && left_count_ < identity_.size - 1 && !deadline.passed()) ::poll(nullptr, 0, 1);
 }

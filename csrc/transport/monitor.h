@@ -3,6 +3,11 @@
 // It watches the processes of this host (a pidfd each, and a unix connection for where there is none) and the control
 // connections: a star around rank 0, which passes on what any rank reports. Whatever it notices first is the job's trouble:
 // every wait of every rank ends with it. A rank that leaves in order says so; only operations that still need it fail.
+//
+// Silence: heartbeats travel both ways on every control connection. Whom rank 0 has not heard for dead_seconds is excluded: the
+// others raise PeerLost, and the excluded rank, should it still live, finds word of it and raises Fenced. A rank that has not
+// heard rank 0 for as long fences itself. So of two sides of a cut the one with rank 0 is the job. A rank that is merely slow
+// is never excluded: this thread beats however long the others compute, hold the GIL or wait.
 #pragma once
 
 #include <atomic>
@@ -25,13 +30,35 @@ struct Watch {
   Fd process;
 };
 
-struct ControlMessage;
+struct MonitorTimes {
+  double dead_seconds = 10;   // of silence, after which a rank counts as lost
+  double start_seconds = 60;  // how long a peer's first heartbeat may take: its sockets may open later than ours
+  static MonitorTimes from_settings(double start_seconds);
+};
+
+// Control connections carry nothing but these, whole.
+struct ControlMessage {
+  static constexpr uint32_t kMagic = 0x4c544352;  // "RCTL"
+  enum class Type : uint8_t { Beat, Trouble, Left, Ask, Told };
+  static constexpr int kMaxRanks = 24;  // more than these in one report are counted in its text only
+
+  uint32_t magic = kMagic;
+  uint32_t epoch = 0;
+  int32_t about = -1;  // Left, Ask, Told: who
+  Type type = Type::Beat;
+  ErrorKind kind = ErrorKind::Generic;
+  uint16_t rank_count = 0;
+  int32_t ranks[kMaxRanks] = {};  // Trouble: the lost ones; Ask, Told: who asked
+  char text[400] = {};
+};
+static_assert(sizeof(ControlMessage) == 512);
 
 class Monitor {
  public:
   // `controls`: on rank 0 a connection to every other rank, elsewhere one to rank 0. `wake` is called from the monitor's thread
   // after every change.
-  Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake);
+  Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake,
+          MonitorTimes times = {});
   ~Monitor();
 
   // Any thread; a relaxed load each while all is well.
@@ -50,6 +77,11 @@ class Monitor {
   // Makes an error of this rank everybody's, this rank's later operations included. The first one stays.
   void report(const Error& error, const std::vector<int>& ranks);
 
+  // Asks the monitor of another rank what that rank is doing; what it said last, "" before. The answer comes by way of rank 0,
+  // also from a rank that computes or holds the GIL. Any thread.
+  void ask(int rank);
+  std::string answer_of(int rank) const;
+
   // Says goodbye. Rank 0, which passes messages on, stays until the others have left too or the deadline passes.
   void leave(Deadline deadline);
 
@@ -59,25 +91,59 @@ class Monitor {
     std::vector<int> ranks;  // lost ones, ascending
     std::string text;
   };
+  struct Control {
+    Fd fd;
+    Clock::time_point heard;  // when the peer said something last
+    std::atomic<bool> excluded{false};
+    size_t got = 0;  // of `incoming`
+    ControlMessage incoming;
+  };
+  struct WatchedProcess {
+    Watch watch;
+    int pid;  // to say how it ended; 0 where it is not to be seen
+  };
+
+  struct Suspect {
+    int rank;
+    std::string how;
+    Clock::time_point due;  // then it counts as lost, if nobody has told more by then
+  };
+
   void watch();
-  void lost(int rank, const char* how);
+  double attend(Clock::time_point now);
+  void judge_silence(Clock::time_point now);
+  void exclude(const std::vector<int>& ranks);
+  void fence();
+  void lost(int rank, const std::string& how);
+  void lost_soon(int rank, const std::string& how);
+  void lose_suspects(Clock::time_point now);
+  bool is_known_lost(int rank) const;
   void mark_left(int rank);
+  void read_control(int rank, Control& control);
+  void handle(int rank, ControlMessage message);
+  void read_watch(WatchedProcess& watched, bool process_ended);
+  void send(int rank, const ControlMessage& message);
   void pass_on(const ControlMessage& message, int except);
   void accept_trouble(const Trouble& trouble);
-  void read_control(int rank, Fd& fd);
-  void read_watch(Watch& watch, bool process_ended);
+  ControlMessage make_message() const;
+  bool has_left(int rank) const;
 
   Identity identity_;
-  std::map<int, Fd> controls_;
-  std::vector<Watch> watches_;
+  MonitorTimes times_;
+  std::map<int, Control> controls_;  // the map itself never changes
+  std::vector<WatchedProcess> watches_;
   std::function<void()> wake_;
   Fd stop_event_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> troubled_{false};
   std::atomic<int> left_count_{0};
-  mutable std::mutex mutex_;  // guards trouble_, left_, sending on and closing of connections
+  std::vector<Suspect> suspects_;             // of the thread
+  Clock::time_point next_beat_, last_round_;  // of the thread
+  std::mutex sending_;                        // one message at a time; also held to close a connection
+  mutable std::mutex mutex_;                  // guards trouble_, left_ and answers_; never held while sending
   Trouble trouble_;
   std::vector<bool> left_;
+  std::map<int, std::string> answers_;
   std::thread thread_;
 };
 

@@ -3,10 +3,12 @@
 #include <sys/eventfd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 
 #include "base/env.h"
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "transport/stream.h"
 #include "transport/tcp.h"
@@ -51,14 +53,17 @@ std::map<int, std::unique_ptr<Channel>> open_sockets(const World& world, const I
 
 std::unique_ptr<World> open_world(const Job& job) {
   check_job(job);
+  failpoint::configure();
   const Mode mode = mode_from_environment();
   const Deadline deadline = Deadline::after(job.start_timeout);
   const Identity identity(job.token, job.rank, job.size, job.epoch);
   log::set_rank(job.rank);
 
   Rendezvous met = meet(job, identity, deadline);
+  failpoint::pass(failpoint::Point::StartVerdict);
   auto world = std::make_unique<World>(identity);
   world->is_group = !job.members.empty();
+  if (static std::atomic<uint32_t> groups = 0; world->is_group) world->group = ++groups;
   if (met.data_listener) world->address = local_address(met.data_listener.get());
   world->rank = job.rank;
   world->size = job.size;
@@ -95,8 +100,9 @@ std::unique_ptr<World> open_world(const Job& job) {
       if (i != world->memory->index())
         channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])] = world->memory->channel(i);
   world->transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world->bell(), world->spin);
-  world->monitor = std::make_unique<Monitor>(identity, std::move(met.controls), std::move(watches),
-                                             [bell = &world->bell()] { bell->ring(); });
+  world->monitor = std::make_unique<Monitor>(
+      identity, std::move(met.controls), std::move(watches), [bell = &world->bell()] { bell->ring(); },
+      MonitorTimes::from_settings(job.start_timeout));
   log::info(format("%d ranks on %d hosts, %zu here, %s", job.size,
                    *std::max_element(world->host.begin(), world->host.end()) + 1, world->local.size(),
                    world->all_local           ? "shared memory"

@@ -16,6 +16,7 @@ struct World {
   Identity identity;
   std::vector<int> members;  // the rank in the whole job of every rank: 0, 1, ... unless this is a group
   bool is_group = false;
+  uint32_t group = 0;   // which group of this process, for the flight recorder; 0: the whole job
   Address address;      // of the interface that leads to the others, where there are others
   uint64_t splits = 0;  // groups made of this world so far
   int rank = 0;

@@ -15,6 +15,7 @@
 #include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "base/interrupt.h"
 
 namespace roundel::transport {
@@ -244,11 +245,13 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
   if (!missing.empty())
     throw Timeout(format("rank %d: no shared memory from rank %s in time", identity.rank, join_ranks(missing).c_str()));
 
+  failpoint::pass(failpoint::Point::StartBeforeMemory);
   for (auto& [rank, fd] : connections) {
     Fd process = check_peer(fd.get(), rank);
     send_descriptors(fd.get(), memory.get(), event.get());
     watches_.push_back({rank, std::move(fd), std::move(process)});
   }
+  failpoint::pass(failpoint::Point::StartAfterMemory);
   for (const Watch& watch : watches_) {
     auto [peer_memory, peer_event] = receive_descriptors(watch.connection.get(), deadline);
     const int index = static_cast<int>(std::find(ranks.begin(), ranks.end(), watch.rank) - ranks.begin());

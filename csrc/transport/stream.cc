@@ -9,6 +9,7 @@
 #include "base/crc32c.h"
 #include "base/env.h"
 #include "base/error.h"
+#include "base/failpoint.h"
 
 namespace roundel::transport {
 namespace {
@@ -96,6 +97,7 @@ Ticket StreamTransport::send(int peer_rank, const Tag& tag, ConstBytes bytes) {
   Peer& peer = peers_[static_cast<size_t>(peer_rank)];
   const bool checked = crc_ && peer.channel->leaves_host();
   peer.out.push_back({make_header(identity_.epoch, identity_.rank, tag, bytes, checked), bytes, 0, ticket});
+  failpoint::pass(failpoint::Point::StreamQueued);
   if (peer.out.size() == 1) flush(peer);
   return ticket;
 }
@@ -144,6 +146,8 @@ bool StreamTransport::flush(Peer& peer) {
     const size_t payload_sent = front.sent > kHeader ? front.sent - kHeader : 0;
     if (payload_sent < front.payload.size())
       parts[count++] = {const_cast<std::byte*>(front.payload.data()) + payload_sent, front.payload.size() - payload_sent};
+    if (front.sent < kHeader && failpoint::wants(failpoint::Point::StreamHeaderSent)) count = 1;
+    if (failpoint::wants(failpoint::Point::StreamHalfSent)) parts[count - 1].iov_len = (parts[count - 1].iov_len + 1) / 2;
     try {
       const size_t wrote = peer.channel->write({parts, count});
       front.sent += wrote;
@@ -152,6 +156,8 @@ bool StreamTransport::flush(Peer& peer) {
       peer.closed = true;
       raise_gone(peer);
     }
+    if (front.sent == kHeader && !front.payload.empty()) failpoint::pass(failpoint::Point::StreamHeaderSent);
+    if (front.sent > kHeader && front.sent < kHeader + front.payload.size()) failpoint::pass(failpoint::Point::StreamHalfSent);
     if (front.sent < kHeader + front.payload.size()) break;
     close_ticket(front.ticket);
     peer.out.pop_front();
@@ -200,6 +206,7 @@ void StreamTransport::finish_payload(Peer& peer) {
   if ((peer.header.flags & kHasPayloadCrc) != 0 && peer.crc != peer.header.payload_crc)
     throw CorruptFrame(format("rank %d: a payload from rank %d (%s) failed its checksum", identity_.rank, peer.rank,
                               peer.header.signature.describe().c_str()));
+  failpoint::pass(failpoint::Point::StreamMatched);
   if (peer.fate == Peer::Fate::Posted) {
     const auto posted = peer.posted.find(peer.key);
     close_ticket(posted->second.ticket);
@@ -224,6 +231,7 @@ bool StreamTransport::pump(Peer& peer) {
           if (n == 0) return moved;
           continue;
         }
+        failpoint::pass(failpoint::Point::StreamHeaderReceived, &peer.header, kHeader);
         validate(peer.header, peer.rank);
       }
       if (!peer.reading() && !begin_payload(peer)) return moved;
@@ -231,6 +239,7 @@ bool StreamTransport::pump(Peer& peer) {
       if (done < peer.header.length) {
         n = peer.channel->read(peer.into.data() + done, peer.header.length - done);
         if (n == 0) return moved;
+        failpoint::pass(failpoint::Point::StreamReceived, peer.into.data() + done, n);
         if ((peer.header.flags & kHasPayloadCrc) != 0) peer.crc = crc32c(peer.into.data() + done, n, peer.crc);
         peer.got += n;
         moved = true;
@@ -284,6 +293,7 @@ void StreamTransport::watch_descriptor(Peer& peer, bool writable, bool readable)
 }
 
 void StreamTransport::retire(const Tag& tag) {
+  failpoint::pass(failpoint::Point::StreamRetire);
   retired_ = tag.sequence;
   remembered_[tag.sequence % kRemembered] = tag.signature;
   for (const Peer* peer : connected_)

@@ -9,7 +9,7 @@ Start it with `roundelrun -np 2 python script.py`. Horovod's API for torch is `i
 
 from importlib.metadata import version as _version
 
-from roundel._core import Communicator, Handle
+from roundel._core import Communicator, Handle, flight_record
 from roundel.collectives import (
     allgather,
     allreduce,
@@ -24,6 +24,7 @@ from roundel.collectives import (
 )
 from roundel.errors import (
     CorruptFrameError,
+    FencedError,
     HandshakeError,
     InvalidArgumentError,
     MismatchError,
@@ -51,6 +52,7 @@ __all__ = [
     "Average",
     "Communicator",
     "CorruptFrameError",
+    "FencedError",
     "Handle",
     "HandshakeError",
     "InvalidArgumentError",
@@ -71,6 +73,7 @@ __all__ = [
     "communicator",
     "cross_rank",
     "cross_size",
+    "flight_record",
     "gather",
     "grouped_allreduce",
     "init",

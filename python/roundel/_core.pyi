@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import numpy
 import typing
-__all__: list[str] = ['Communicator', 'Handle', 'in_forked_child', 'info', 'setting_bytes', 'settings']
+__all__: list[str] = ['Communicator', 'Handle', 'failpoints', 'flight_record', 'in_forked_child', 'info', 'setting_bytes', 'settings', 'write_flight_record']
 class Handle:
     """
     An operation under way.
@@ -122,6 +122,15 @@ class Communicator:
     @property
     def transport(self) -> str:
         ...
+def failpoints() -> list:
+    """
+    Names of the points that ROUNDEL_FAILPOINT may name.
+    """
+def flight_record() -> list:
+    """
+    The last 256 operations of this process, oldest first, as dictionaries: number, sequence, epoch, group, kind, what, name, dtype, bytes,
+    queued, started, finished (seconds since 1970, 0 for not yet), state (queued, running, done, failed), waiting_for (ranks).
+    """
 def in_forked_child() -> bool:
     """
     True in a process that was forked from a rank.
@@ -137,4 +146,8 @@ def setting_bytes(arg0: str) -> int:
 def settings() -> list:
     """
     All settings: (name, default, doc).
+    """
+def write_flight_record(prefix: str, rank: int, size: int, why: str = 'asked for') -> None:
+    """
+    Write the record to PREFIX.rank<rank>.json, for `roundel flight`.
     """

@@ -1,4 +1,4 @@
-"""`roundel`: what this installation is and what it finds on this machine."""
+"""`roundel`: what this installation is and finds on this machine; a reader of flight records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ def main(argv: list[str] | None = None) -> int:
         help="version, platform, instruction set, transports, what was found of CUDA, NCCL, MPI",
     )
     info.add_argument("--json", action="store_true", help="print one JSON object")
+    flight = commands.add_parser(
+        "flight", allow_abbrev=False, help="read the flight records of a job's ranks and say where they part", add_help=False
+    )
+    flight.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
+    if options.command == "flight":
+        from roundel.flight import main as read_records
+
+        return read_records(options.rest)
     return print_info(options.json)
 
 

@@ -6,6 +6,7 @@ import builtins
 
 __all__ = [
     "CorruptFrameError",
+    "FencedError",
     "HandshakeError",
     "InvalidArgumentError",
     "MismatchError",
@@ -55,3 +56,10 @@ class TimeoutError(RoundelError, builtins.TimeoutError):
 
 class HandshakeError(RoundelError):
     """The other end does not know the job's token, belongs to another job, or speaks another version."""
+
+
+class FencedError(RoundelError):
+    """This rank is no longer part of its job: it was silent for ROUNDEL_DEAD_SECONDS, stopped or cut off.
+
+    The others go on, or have ended, without it; it must end, or call shutdown() before init().
+    """
