@@ -19,6 +19,7 @@ struct Job {
   std::string rendezvous;  // "host:port" of rank 0
   int rendezvous_fd = -1;  // rank 0: a listening socket inherited from the launcher, which stays the launcher's
   double start_timeout = 60;
+  std::string host;  // ranks with equal ones share memory; empty: ROUNDEL_HOST_ID, else this machine and network namespace
 };
 
 struct Peer {

@@ -67,7 +67,7 @@ class Monitor {
   void read_control(int rank, Fd& fd);
   void read_watch(Watch& watch, bool process_ended);
 
-  Identity identity_;
+  Member identity_;
   std::map<int, Fd> controls_;
   std::vector<Watch> watches_;
   std::function<void()> wake_;
