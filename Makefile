@@ -62,7 +62,7 @@ SECONDS ?= 60
 FUZZ_TARGETS := frame handshake rendezvous control
 fuzz: $(VENV)/.requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -B build/fuzz $(DEBUG_BUILD) -DCMAKE_CXX_COMPILER=$(CXX) -DROUNDEL_FUZZ=ON -DROUNDEL_SANITIZE=address,undefined > /dev/null
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/fuzz
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/fuzz --target $(addprefix fuzz_,$(FUZZ_TARGETS))
 	set -e; for t in $(FUZZ_TARGETS); do share=$$(( $(SECONDS) / 4 + 1 )); \
 	  if nm build/fuzz/fuzz_$$t | grep -q LLVMFuzzerRunDriver; then \
 	    mkdir -p build/fuzz/found/$$t; build/fuzz/fuzz_$$t -max_total_time=$$share -verbosity=0 build/fuzz/found/$$t tests/fuzz/corpus/$$t; \

@@ -8,6 +8,7 @@ using namespace roundel;
 using namespace roundel::transport;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
   Card own;
   Verdict verdict;
   std::memcpy(&verdict, data, std::min(size, sizeof verdict));
