@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 CPP_BUILD := build/cpp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell find csrc -type f) $(shell find python -name '*.py' -o -name '*.pyi') CMakeLists.txt pyproject.toml
-CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu')
+CPP_SOURCES := $(shell find csrc tests/cpp tests/fuzz -name '*.cc' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-cpp test-python lint format stubs docs soak gpu-check wheel clean
+.PHONY: build demo test test-cpp test-python lint format sanitize fuzz stubs docs soak gpu-check wheel clean
 
 build: $(VENV)/.installed
 
@@ -44,6 +44,30 @@ lint: $(VENV)/.requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+DEBUG_BUILD = -S . -G Ninja -DROUNDEL_PYTHON=OFF -DROUNDEL_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1"
+NO_ASLR = setarch $(shell uname -m) -R# some kernels place mappings where TSan cannot have them
+
+# The tests that cross threads, sockets and shared memory, under the sanitizers. SANITIZE_TESTS= runs all C++ tests.
+SANITIZE_TESTS ?= ranks_as_threads stranger handshake refused member header garbage memory card verdict
+sanitize: $(VENV)/.requirements
+	PATH="$(CURDIR)/$(BIN):$$PATH"; set -e; for s in address,undefined thread; do \
+	  cmake -B build/$${s%,*} $(DEBUG_BUILD) -DROUNDEL_TESTS=ON -DROUNDEL_SANITIZE=$$s > /dev/null; \
+	  cmake --build build/$${s%,*} --target roundel_tests; \
+	  for t in $(or $(SANITIZE_TESTS),""); do $(NO_ASLR) build/$${s%,*}/roundel_tests $$t; done; \
+	done
+
+# Every target for its share of SECONDS, from the kept corpus. With clang++: make fuzz CXX=clang++ (libFuzzer).
+SECONDS ?= 60
+FUZZ_TARGETS := frame handshake rendezvous control
+fuzz: $(VENV)/.requirements
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -B build/fuzz $(DEBUG_BUILD) -DCMAKE_CXX_COMPILER=$(CXX) -DROUNDEL_FUZZ=ON -DROUNDEL_SANITIZE=address,undefined > /dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/fuzz --target $(addprefix fuzz_,$(FUZZ_TARGETS))
+	set -e; for t in $(FUZZ_TARGETS); do share=$$(( $(SECONDS) / 4 + 1 )); \
+	  if nm build/fuzz/fuzz_$$t | grep -q LLVMFuzzerRunDriver; then \
+	    mkdir -p build/fuzz/found/$$t; build/fuzz/fuzz_$$t -max_total_time=$$share -verbosity=0 build/fuzz/found/$$t tests/fuzz/corpus/$$t; \
+	  else build/fuzz/fuzz_$$t $$share tests/fuzz/corpus/$$t; fi; \
+	done
 
 format: $(VENV)/.requirements
 	$(BIN)/ruff check --fix .

@@ -22,7 +22,19 @@ constexpr uint32_t kRound[64] = {
     0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
     0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
+template <class T>
+void wipe_object(T& object) {
+  wipe({reinterpret_cast<uint8_t*>(&object), sizeof object});
+}
+
 }  // namespace
+
+void wipe(std::span<uint8_t> bytes) { ::explicit_bzero(bytes.data(), bytes.size()); }
+
+Sha256::~Sha256() {
+  wipe_object(state_);
+  wipe_object(buffer_);
+}
 
 void Sha256::block(const uint8_t* p) {
   uint32_t w[64];
@@ -42,6 +54,7 @@ void Sha256::block(const uint8_t* p) {
   }
   const uint32_t add[8] = {a, b, c, d, e, f, g, h};
   for (int i = 0; i < 8; ++i) state_[i] += add[i];
+  wipe_object(w);
 }
 
 void Sha256::update(std::span<const uint8_t> data) {
@@ -91,7 +104,17 @@ Digest hmac_sha256(std::span<const uint8_t> key, std::span<const uint8_t> data) 
   Sha256 outer;
   outer.update(outer_pad);
   outer.update(middle);
+  wipe_object(inner_pad);
+  wipe_object(outer_pad);
   return outer.finish();
+}
+
+Secret hkdf_extract(std::span<const uint8_t> salt, const Secret& secret) { return {hmac_sha256(salt, secret)}; }
+
+Secret hkdf_expand(const Secret& extracted, std::span<const uint8_t> info) {
+  std::vector<uint8_t> text(info.begin(), info.end());
+  text.push_back(1);  // the number of the block
+  return {hmac_sha256(extracted, text)};
 }
 
 bool equal_in_constant_time(std::span<const uint8_t> a, std::span<const uint8_t> b) {

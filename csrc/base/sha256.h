@@ -1,4 +1,5 @@
-// SHA-256 (FIPS 180-4) and HMAC-SHA256 (RFC 2104): all the cryptography that the handshake needs, without a library to link.
+// SHA-256 (FIPS 180-4), HMAC-SHA256 (RFC 2104) and HKDF (RFC 5869): all the cryptography that the handshake needs, without a
+// library to link. What holds key material is overwritten when it goes.
 #pragma once
 
 #include <array>
@@ -10,8 +11,17 @@ namespace roundel {
 
 using Digest = std::array<uint8_t, 32>;
 
+// Overwrites with zeros, also where the compiler could prove that nobody looks again.
+void wipe(std::span<uint8_t> bytes);
+
+// 32 secret bytes; every copy is wiped at its end.
+struct Secret : Digest {
+  ~Secret() { wipe(*this); }
+};
+
 class Sha256 {
  public:
+  ~Sha256();
   void update(std::span<const uint8_t> data);
   Digest finish();
 
@@ -24,6 +34,10 @@ class Sha256 {
 
 Digest sha256(std::span<const uint8_t> data);
 Digest hmac_sha256(std::span<const uint8_t> key, std::span<const uint8_t> data);
+
+// One key per purpose out of one secret: extract once, then expand with a different `info` for each (one block: 32 bytes).
+Secret hkdf_extract(std::span<const uint8_t> salt, const Secret& secret);
+Secret hkdf_expand(const Secret& extracted, std::span<const uint8_t> info);
 
 // Takes the same time wherever the first difference is.
 bool equal_in_constant_time(std::span<const uint8_t> a, std::span<const uint8_t> b);

@@ -84,13 +84,14 @@ py::object empty(const Calls& self, const py::object& shape, const py::object& d
   return typed.attr("reshape")(py::tuple(py::cast(sizes)));
 }
 
-Calls open(int rank, int size, const std::string& rendezvous, int rendezvous_fd, const py::bytes& token_bytes, uint32_t epoch,
+Calls open(int rank, int size, const std::string& rendezvous, int rendezvous_fd, const py::buffer& token, uint32_t epoch,
            double start_timeout) {
   transport::Job job;
-  const std::string_view token = token_bytes;
-  if (token.size() != job.token.size())
-    throw InvalidArgument(format("rank %d: the job token: expected %zu bytes, got %zu", rank, job.token.size(), token.size()));
-  std::copy(token.begin(), token.end(), reinterpret_cast<char*>(job.token.data()));
+  const py::buffer_info secret = token.request();
+  const auto length = static_cast<size_t>(secret.size * secret.itemsize);
+  if (length != job.token.size())
+    throw InvalidArgument(format("rank %d: the job token: expected %zu bytes, got %zu", rank, job.token.size(), length));
+  std::copy_n(static_cast<const uint8_t*>(secret.ptr), length, job.token.data());
   job.rank = rank;
   job.size = size;
   job.rendezvous = rendezvous;

@@ -50,7 +50,7 @@ class Communicator {
   std::shared_ptr<Request> start(Operation operation);
 
   // For split(): the next group's token, and who leaves before this communicator does.
-  transport::Token token_of_group(int color) { return world_->identity.token_of_group(world_->splits++, color); }
+  transport::Token token_of_group(int color) { return transport::token_of_group(world_->group_key, world_->splits++, color); }
   void adopt(const std::shared_ptr<Communicator>& child);
 
   // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which

@@ -11,37 +11,14 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
+#include "transport/card.h"
 #include "transport/frame.h"
 
 namespace roundel::transport {
 namespace {
 
-// What a rank says of itself.
-struct Card {
-  std::array<uint8_t, 16> host{};
-  uint32_t address_length = 0;
-  sockaddr_storage address{};
-  char settings[76] = {};  // must be equal on all ranks
-};
-
-struct Verdict {
-  enum Outcome : uint32_t { Accepted, Missing, Refused };
-  Outcome outcome = Accepted;
-  char text[508] = {};
-
-  void set(Outcome what, const std::string& why) {
-    outcome = what;
-    std::strncpy(text, why.c_str(), sizeof text - 1);
-  }
-  void raise_unless_accepted(int rank) {
-    text[sizeof text - 1] = '\0';
-    if (outcome == Missing) throw Timeout(format("rank %d: the job could not start: %s", rank, text));
-    if (outcome != Accepted) throw Error(format("rank %d: the job could not start: %s", rank, text));
-  }
-};
-
-std::array<uint8_t, 16> host_id() {
-  std::string id = env::text("ROUNDEL_HOST_ID");
+std::array<uint8_t, 16> host_id(const Job& job) {
+  std::string id = job.host.empty() ? env::text("ROUNDEL_HOST_ID") : job.host;
   if (id.empty()) {
     char net[64] = {};
     if (::readlink("/proc/self/ns/net", net, sizeof net - 1) < 0) net[0] = '\0';
@@ -54,38 +31,15 @@ std::array<uint8_t, 16> host_id() {
   return short_id;
 }
 
-Card make_card(const Address& address) {
+Card make_card(const Job& job, const Address& address) {
   Card card;
-  card.host = host_id();
+  card.host = host_id(job);
   card.address_length = address.length;
   card.address = address.storage;
   const std::string settings = format("protocol %d, ROUNDEL_TRANSPORT=%s, ROUNDEL_ALGORITHM=%s", kFrameVersion,
                                       env::text("ROUNDEL_TRANSPORT").c_str(), env::text("ROUNDEL_ALGORITHM").c_str());
   std::strncpy(card.settings, settings.c_str(), sizeof card.settings - 1);
   return card;
-}
-
-Peer read_card(const Card& card) {
-  Peer peer;
-  if (card.address_length > sizeof card.address || (card.address.ss_family != AF_INET && card.address.ss_family != AF_INET6))
-    throw Error("a rank sent an address of an unknown family");
-  peer.address.storage = card.address;
-  peer.address.length = card.address_length;
-  const auto port = reinterpret_cast<const sockaddr_in*>(&card.address)->sin_port;  // at the same place in sockaddr_in6
-  peer.address = with_port(peer.address, ntohs(port));
-  return peer;
-}
-
-std::vector<Peer> read_cards(const std::vector<Card>& cards) {
-  std::vector<Peer> peers;
-  std::vector<std::array<uint8_t, 16>> hosts;
-  for (const Card& card : cards) {
-    peers.push_back(read_card(card));
-    auto at = std::find(hosts.begin(), hosts.end(), card.host);
-    if (at == hosts.end()) at = hosts.insert(hosts.end(), card.host);
-    peers.back().host = static_cast<int>(at - hosts.begin());
-  }
-  return peers;
 }
 
 bool is_wildcard(const Address& address) {
@@ -122,7 +76,7 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
     Address here = local_address(listener.get());
     if (is_wildcard(here) && !result.controls.empty()) here = local_address(result.controls.begin()->second.get());
     result.data_listener = listen_on(with_port(here, 0));
-    cards[0] = make_card(local_address(result.data_listener.get()));
+    cards[0] = make_card(job, local_address(result.data_listener.get()));
     for (const auto& [rank, fd] : result.controls) {
       Card& card = cards[static_cast<size_t>(rank)];
       try {
@@ -131,9 +85,8 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
         verdict.set(Verdict::Missing, format("rank %d went away during the start", rank));
         continue;
       }
-      card.settings[sizeof card.settings - 1] = '\0';
-      if (std::strcmp(card.settings, cards[0].settings) != 0)
-        verdict.set(Verdict::Refused, format("rank %d has '%s' where rank 0 has '%s'", rank, card.settings, cards[0].settings));
+      if (const std::string wrong = refusal(card, cards[0]); !wrong.empty())
+        verdict.set(Verdict::Refused, format("rank %d %s", rank, wrong.c_str()));
     }
   }
   for (const auto& [rank, fd] : result.controls) {
@@ -154,7 +107,7 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
   failpoint::pass(failpoint::Point::StartConnect);
   Fd control = connect_to(resolve(job.rendezvous), identity, 0, Role::Control, deadline);
   result.data_listener = listen_on(with_port(local_address(control.get()), 0));
-  const Card card = make_card(local_address(result.data_listener.get()));
+  const Card card = make_card(job, local_address(result.data_listener.get()));
   failpoint::pass(failpoint::Point::StartCard);
   Verdict verdict;
   std::vector<Card> cards(static_cast<size_t>(job.size));

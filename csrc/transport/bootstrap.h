@@ -20,6 +20,7 @@ struct Job {
   int rendezvous_fd = -1;  // rank 0: a listening socket inherited from the launcher, which stays the launcher's
   double start_timeout = 60;
   std::vector<int> members;  // of a group: the rank in the whole job of every rank; empty: this is the whole job
+  std::string host;  // ranks with equal ones share memory; empty: ROUNDEL_HOST_ID, else this machine and network namespace
 };
 
 struct Peer {

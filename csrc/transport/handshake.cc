@@ -15,86 +15,19 @@
 #include "base/error.h"
 #include "base/failpoint.h"
 #include "base/interrupt.h"
+#include "transport/stranger.h"
 
 namespace roundel::transport {
 namespace {
 
-constexpr double kStrangerSeconds = 5;
 constexpr size_t kMaxStrangers = 64;
-
-struct Hello {
-  char magic[8] = {'R', 'O', 'U', 'N', 'D', 'E', 'L', '1'};
-  std::array<uint8_t, 16> job{};
-  uint32_t role = 0;
-  uint32_t epoch = 0;
-  int32_t from = 0;
-  int32_t to = 0;
-  uint32_t size = 0;
-  uint32_t reserved = 0;
-  std::array<uint8_t, 32> nonce{};
-};
-static_assert(sizeof(Hello) == 80);
-
-struct Reply {
-  std::array<uint8_t, 32> nonce{};
-  Digest proof{};
-};
+constexpr int kAcceptsPerRound = 16;  // below kMaxStrangers: whoever is let in is listened to at least once
+constexpr int kTries = 3;             // of a connector that is hung up on
 
 template <class T>
 std::span<const uint8_t> bytes_of(const T& value) {
   return {reinterpret_cast<const uint8_t*>(&value), sizeof value};
 }
-
-Digest server_proof(const Identity& self, const Hello& hello, const Reply& reply) {
-  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
-  said.insert(said.end(), reply.nonce.begin(), reply.nonce.end());
-  return hmac_sha256(self.server_key, said);
-}
-
-Digest client_proof(const Identity& self, const Hello& hello, const Reply& reply) {
-  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
-  said.insert(said.end(), bytes_of(reply).begin(), bytes_of(reply).end());
-  return hmac_sha256(self.client_key, said);
-}
-
-// One connection that has not proved anything yet.
-struct Stranger {
-  Fd fd;
-  Deadline deadline = Deadline::after(kStrangerSeconds);
-  Hello hello;
-  Reply reply;
-  Digest proof{};
-  size_t got = 0;  // bytes of hello, then of proof
-  enum class Fate { Pending, Dropped, Admitted };
-
-  // Reads what is there. Only the bytes that the handshake needs are ever taken from the socket.
-  Fate advance(const Identity& self, Role role) {
-    for (;;) {
-      const bool in_hello = got < sizeof hello;
-      char* into = in_hello ? reinterpret_cast<char*>(&hello) + got : reinterpret_cast<char*>(&proof) + (got - sizeof hello);
-      const size_t want = in_hello ? sizeof hello - got : sizeof hello + sizeof proof - got;
-      const ssize_t n = ::recv(fd.get(), into, want, MSG_DONTWAIT);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Fate::Pending;
-      if (n <= 0) return Fate::Dropped;
-      got += static_cast<size_t>(n);
-      if (in_hello && got == sizeof hello && !answer(self, role)) return Fate::Dropped;
-      if (got == sizeof hello + sizeof proof)
-        return equal_in_constant_time(proof, client_proof(self, hello, reply)) ? Fate::Admitted : Fate::Dropped;
-    }
-  }
-
-  bool answer(const Identity& self, Role role) {
-    const Hello expected;
-    if (std::memcmp(hello.magic, expected.magic, sizeof hello.magic) != 0 || hello.job != self.job ||
-        hello.role != static_cast<uint32_t>(role) || hello.epoch != self.epoch || hello.to != self.rank ||
-        hello.size != static_cast<uint32_t>(self.size) || hello.from < 0 || hello.from >= self.size || hello.from == self.rank)
-      return false;
-    fill_random(reply.nonce);
-    reply.proof = server_proof(self, hello, reply);
-    return ::send(fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof reply);
-  }
-};
 
 void wait_ready(int fd, short events, Deadline deadline, const char* what) {
   pollfd entry{fd, events, 0};
@@ -131,28 +64,123 @@ std::string text_of(const sockaddr_storage& storage, socklen_t length) {
   return storage.ss_family == AF_INET6 ? format("[%s]:%s", host, port) : format("%s:%s", host, port);
 }
 
-Digest derive(const Token& token, const char* purpose) {
-  return hmac_sha256(token, {reinterpret_cast<const uint8_t*>(purpose), std::strlen(purpose)});
+bool is_same_user(int unix_socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  return ::getsockopt(unix_socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == ::geteuid();
+}
+
+// Makes room for one more where there is none.
+void evict(std::list<Stranger>& strangers) {
+  if (strangers.size() < kMaxStrangers) return;
+  const auto silent = std::find_if(strangers.begin(), strangers.end(), [](const Stranger& s) { return !s.said_hello(); });
+  strangers.erase(silent != strangers.end() ? silent : strangers.begin());
+}
+
+// Throws Error when the other end hangs up, which it does for many reasons, and Timeout.
+void say_hello(int fd, const Hello& hello, Reply& reply, Deadline deadline) {
+  send_all(fd, &hello, sizeof hello, deadline);
+  failpoint::pass(failpoint::Point::StartHello);
+  recv_all(fd, &reply, sizeof reply, deadline);
+}
+
+Fd connect_until(const Address& address, const Identity& self, int peer, Deadline deadline) {
+  Fd fd = try_connect(address, deadline);
+  while (!fd) {
+    const int error = errno;
+    if (deadline.passed())
+      throw Timeout(
+          format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
+    check_interrupt();
+    ::poll(nullptr, 0, deadline.milliseconds_left(20));
+    fd = try_connect(address, deadline);
+  }
+  const int on = 1;
+  if (address.storage.ss_family != AF_UNIX) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  return fd;
 }
 
 }  // namespace
 
-Identity::Identity(const Token& token, int rank, int size, uint32_t epoch)
-    : rank(rank),
-      size(size),
-      epoch(epoch),
-      job(),
-      server_key(derive(token, "roundel server")),
-      client_key(derive(token, "roundel client")),
-      group_key(derive(token, "roundel group")) {
-  const Digest id = derive(token, "roundel job");
+Identity::Identity(const Token& token, int rank, int size, uint32_t epoch) : Member{rank, size, epoch}, job() {
+  const auto text = [](const char* t) { return std::span(reinterpret_cast<const uint8_t*>(t), std::strlen(t)); };
+  const Digest id = hmac_sha256(token, text("roundel job"));
   std::copy_n(id.begin(), job.size(), job.begin());
+  extracted = hkdf_extract(text("roundel handshake 2"), token);
 }
 
-Token Identity::token_of_group(uint64_t number, int64_t color) const {
+Secret Identity::proof_key(Side side, Role role, int connector, int acceptor) const {
+  struct Info {
+    char purpose[6] = {'p', 'r', 'o', 'v', 'e', ' '};
+    Side side;
+    Role role;
+    uint32_t epoch;
+    int32_t connector, acceptor;
+  } const info{.side = side, .role = role, .epoch = epoch, .connector = connector, .acceptor = acceptor};
+  static_assert(sizeof info == 20);  // no padding
+  return hkdf_expand(extracted, bytes_of(info));
+}
+
+Hello make_hello(const Identity& self, int peer, Role role) {
+  Hello hello;
+  hello.job = self.job;
+  hello.role = static_cast<uint32_t>(role);
+  hello.epoch = self.epoch;
+  hello.from = self.rank;
+  hello.to = peer;
+  hello.size = static_cast<uint32_t>(self.size);
+  fill_random(hello.nonce);
+  return hello;
+}
+
+Digest server_proof(const Identity& self, const Hello& hello, const Reply& reply) {
+  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
+  said.insert(said.end(), reply.nonce.begin(), reply.nonce.end());
+  return hmac_sha256(self.proof_key(Side::Server, static_cast<Role>(hello.role), hello.from, hello.to), said);
+}
+
+Digest client_proof(const Identity& self, const Hello& hello, const Reply& reply) {
+  std::vector<uint8_t> said(bytes_of(hello).begin(), bytes_of(hello).end());
+  said.insert(said.end(), bytes_of(reply).begin(), bytes_of(reply).end());
+  return hmac_sha256(self.proof_key(Side::Client, static_cast<Role>(hello.role), hello.from, hello.to), said);
+}
+
+Stranger::Fate Stranger::advance(const Identity& self, Role role) {
+  for (;;) {
+    const bool in_hello = !said_hello();
+    char* into = in_hello ? reinterpret_cast<char*>(&hello) + got : reinterpret_cast<char*>(&proof) + (got - sizeof hello);
+    const size_t want = in_hello ? sizeof hello - got : sizeof hello + sizeof proof - got;
+    const ssize_t n = ::recv(fd.get(), into, want, MSG_DONTWAIT);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Fate::Pending;
+    if (n <= 0) return Fate::Dropped;
+    got += static_cast<size_t>(n);
+    if (in_hello && said_hello() && !answer(self, role)) return Fate::Dropped;
+    if (got == sizeof hello + sizeof proof)
+      return equal_in_constant_time(proof, client_proof(self, hello, reply)) ? Fate::Admitted : Fate::Dropped;
+  }
+}
+
+bool Stranger::answer(const Identity& self, Role role) {
+  const Hello expected;
+  if (std::memcmp(hello.magic, expected.magic, sizeof hello.magic) != 0 || hello.job != self.job ||
+      hello.role != static_cast<uint32_t>(role) || hello.epoch != self.epoch || hello.to != self.rank ||
+      hello.size != static_cast<uint32_t>(self.size) || hello.from < 0 || hello.from >= self.size || hello.from == self.rank)
+    return false;
+  fill_random(reply.nonce);
+  reply.proof = server_proof(self, hello, reply);
+  return ::send(fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof reply);
+}
+
+Secret Identity::group_key() const {
+  static constexpr char purpose[] = "groups";
+  return hkdf_expand(extracted, {reinterpret_cast<const uint8_t*>(purpose), sizeof purpose - 1});
+}
+
+Token token_of_group(const Secret& group_key, uint64_t number, int64_t color) {
   const std::string purpose =
       format("split %llu, color %lld", static_cast<unsigned long long>(number), static_cast<long long>(color));
-  return hmac_sha256(group_key, {reinterpret_cast<const uint8_t*>(purpose.data()), purpose.size()});
+  return hkdf_expand(group_key, {reinterpret_cast<const uint8_t*>(purpose.data()), purpose.size()});
 }
 
 Address unix_address(const Identity& identity, int rank) {
@@ -247,45 +275,37 @@ void recv_all(int fd, void* data, size_t bytes, Deadline deadline) {
   }
 }
 
-Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
-  Fd fd = try_connect(address, deadline);
-  while (!fd) {
-    const int error = errno;
-    if (deadline.passed())
-      throw Timeout(
-          format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
-    check_interrupt();
-    ::poll(nullptr, 0, deadline.milliseconds_left(20));
-    fd = try_connect(address, deadline);
-  }
-  const int on = 1;
-  if (address.storage.ss_family != AF_UNIX) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  Hello hello;
-  hello.job = self.job;
-  hello.role = static_cast<uint32_t>(role);
-  hello.epoch = self.epoch;
-  hello.from = self.rank;
-  hello.to = peer;
-  hello.size = static_cast<uint32_t>(self.size);
-  fill_random(hello.nonce);
+void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+  const Hello hello = make_hello(self, peer, role);
   Reply reply;
   try {
-    send_all(fd.get(), &hello, sizeof hello, deadline);
-    failpoint::pass(failpoint::Point::StartHello);
-    recv_all(fd.get(), &reply, sizeof reply, deadline);
+    say_hello(fd, hello, reply, deadline);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));
-  } catch (const Error&) {
-    throw HandshakeError(
-        format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
-               "number of ranks or epoch, or two processes claim rank %d",
-               self.rank, peer, address.text.c_str(), self.rank));
   }
   if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
     throw HandshakeError(format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
   const Digest proof = client_proof(self, hello, reply);
-  send_all(fd.get(), proof.data(), proof.size(), deadline);
-  return fd;
+  send_all(fd, proof.data(), proof.size(), deadline);
+}
+
+Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+  for (int attempt = 1;; ++attempt) {
+    Fd fd = connect_until(address, self, peer, deadline);
+    try {
+      prove_to(fd.get(), address, self, peer, role, deadline);
+      return fd;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::Generic) throw;  // not hung up on
+    }
+    if (attempt == kTries || deadline.passed())
+      throw HandshakeError(
+          format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
+                 "number of ranks or epoch, or two processes claim rank %d",
+                 self.rank, peer, address.text.c_str(), self.rank));
+    check_interrupt();
+    ::poll(nullptr, 0, deadline.milliseconds_left(20 * attempt));
+  }
 }
 
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
@@ -293,26 +313,33 @@ std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, con
   std::map<int, Fd> admitted;
   std::list<Stranger> strangers;
   while (admitted.size() < expected.size() && !deadline.passed()) {
-    std::vector<pollfd> entries{{strangers.size() < kMaxStrangers ? listen_fd : -1, POLLIN, 0}};
+    std::vector<pollfd> entries{{listen_fd, POLLIN, 0}};
     for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
     check_interrupt();
     ::poll(entries.data(), entries.size(), deadline.milliseconds_left(100));
     size_t at = 1;
     for (auto it = strangers.begin(); it != strangers.end(); ++at) {
-      const auto fate = entries[at].revents != 0 ? it->advance(self, role)
-                        : it->deadline.passed()  ? Stranger::Fate::Dropped
-                                                 : Stranger::Fate::Pending;
+      const auto fate = it->deadline.passed()      ? Stranger::Fate::Dropped
+                        : entries[at].revents != 0 ? it->advance(self, role)
+                                                   : Stranger::Fate::Pending;
       if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end())
         admitted.try_emplace(it->hello.from, std::move(it->fd));
       it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);
     }
     if (entries[0].revents == 0) continue;
-    Fd fd(::accept4(listen_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!fd) continue;
-    const int on = 1;
-    if (role != Role::Memory) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    strangers.emplace_back();
-    strangers.back().fd = std::move(fd);
+    for (int i = 0; i < kAcceptsPerRound; ++i) {
+      Fd fd(::accept4(listen_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (!fd) {
+        if ((errno == EMFILE || errno == ENFILE) && !strangers.empty()) strangers.pop_front();
+        break;
+      }
+      if (role == Role::Memory && !is_same_user(fd.get())) continue;
+      const int on = 1;
+      if (role != Role::Memory) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+      evict(strangers);
+      strangers.emplace_back();
+      strangers.back().fd = std::move(fd);
+    }
   }
   return admitted;
 }

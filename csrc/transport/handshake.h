@@ -5,8 +5,9 @@
 //                                           <- nonce, HMAC(server key, hello + nonce)
 //   checks it; HMAC(client key, all above)  -> checks it
 //
-// Both keys derive from the 32-byte job token; nonces are fresh, so nothing can be replayed; the keys differ by direction, so
-// nothing can be reflected. An acceptor reads at most 112 bytes, for at most 5 seconds, from at most 64 strangers at a time.
+// Keys derive (HKDF) from the 32-byte job token, one for each pair, role, epoch and direction, so nothing can be reflected or
+// moved to another connection; nonces are fresh, so nothing can be replayed. An acceptor reads at most 112 bytes, for at most 5
+// seconds, from at most 64 strangers at a time; when there are more, the oldest that has not said a good hello makes room.
 #pragma once
 
 #include <sys/socket.h>
@@ -21,24 +22,33 @@
 
 namespace roundel::transport {
 
-using Token = std::array<uint8_t, 32>;
+using Token = Secret;
 
 enum class Role : uint8_t { Control = 1, Data = 2, Memory = 3 };
 
-// Who we are in which job. Kept as keys; the token itself is not stored.
-struct Identity {
-  Identity(const Token& token, int rank, int size, uint32_t epoch);
+// Who we are in a job. What outlives the start keeps this part only.
+struct Member {
   int rank;
   int size;
   uint32_t epoch;
-  std::array<uint8_t, 16> job;  // names the job without revealing the token
-  Digest server_key;
-  Digest client_key;
-  Digest group_key;  // from which the tokens of groups derive
-
-  // Of the group `color` that the `number`-th split makes: known to all ranks of this job and nobody else.
-  Token token_of_group(uint64_t number, int64_t color) const;
 };
+
+enum class Side : uint8_t { Server = 1, Client = 2 };
+
+// A member with what it needs to prove itself. The token itself is not stored.
+struct Identity : Member {
+  Identity(const Token& token, int rank, int size, uint32_t epoch);
+  // With which one side of one connection proves itself.
+  Secret proof_key(Side side, Role role, int connector, int acceptor) const;
+
+  std::array<uint8_t, 16> job;  // names the job without revealing the token
+  // From which the tokens of groups derive: the one secret that a world keeps.
+  Secret group_key() const;
+  Secret extracted;  // HKDF's
+};
+
+// Of the group `color` that the `number`-th split makes: known to all ranks of the job and to nobody else.
+Token token_of_group(const Secret& group_key, uint64_t number, int64_t color);
 
 struct Address {
   sockaddr_storage storage{};
@@ -57,12 +67,13 @@ Address with_port(Address address, uint16_t port);
 // Bound and listening, non-blocking, close-on-exec.
 Fd listen_on(const Address& address);
 
-// Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet.
+// Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet, and a few times
+// when the other end hangs up: strangers may have crowded this one out.
 // Throws Timeout, or HandshakeError when the other end refuses or cannot prove that it knows the token.
 Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
 
 // Accepts and authenticates until every rank of `expected` is there or the deadline passes; returns who came.
-// Strangers, other jobs and other epochs are dropped without an answer.
+// Strangers, other jobs and other epochs are dropped without an answer; so are other users at a unix socket.
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
                              Deadline deadline);
 

@@ -128,7 +128,7 @@ class Monitor {
   ControlMessage make_message() const;
   bool has_left(int rank) const;
 
-  Identity identity_;
+  Member identity_;
   MonitorTimes times_;
   std::map<int, Control> controls_;  // the map itself never changes
   std::vector<WatchedProcess> watches_;

@@ -61,7 +61,8 @@ std::unique_ptr<World> open_world(const Job& job) {
 
   Rendezvous met = meet(job, identity, deadline);
   failpoint::pass(failpoint::Point::StartVerdict);
-  auto world = std::make_unique<World>(identity);
+  auto world = std::make_unique<World>();
+  world->group_key = identity.group_key();
   world->is_group = !job.members.empty();
   if (static std::atomic<uint32_t> groups = 0; world->is_group) world->group = ++groups;
   if (met.data_listener) world->address = local_address(met.data_listener.get());

@@ -12,8 +12,7 @@
 namespace roundel::transport {
 
 struct World {
-  explicit World(const Identity& identity) : identity(identity) {}
-  Identity identity;
+  Secret group_key;          // from which the tokens of groups derive
   std::vector<int> members;  // the rank in the whole job of every rank: 0, 1, ... unless this is a group
   bool is_group = false;
   uint32_t group = 0;   // which group of this process, for the flight recorder; 0: the whole job

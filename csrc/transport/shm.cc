@@ -62,6 +62,7 @@ size_t arena_bytes() {
 Fd make_segment(const Identity& identity, int local_size, size_t total) {
   Fd fd(::memfd_create("roundel", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) throw system_error("memfd_create", errno);
+  ::fchmod(fd.get(), 0600);  // made open to all: whoever could look into /proc/PID/fd could open it
   if (::ftruncate(fd.get(), static_cast<off_t>(total)) != 0)
     throw system_error(format("size shared memory to %zu bytes", total), errno);
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
@@ -106,14 +107,17 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     const ssize_t got = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    const cmsghdr* rights = got == 1 ? CMSG_FIRSTHDR(&message) : nullptr;
-    if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS && rights->cmsg_len == CMSG_LEN(2 * sizeof(int))) {
-      int both[2];
-      std::memcpy(both, CMSG_DATA(rights), sizeof both);
-      return {Fd(both[0]), Fd(both[1])};
-    }
+    std::vector<Fd> came;  // whatever came has an owner now
+    if (const cmsghdr* rights = got >= 0 ? CMSG_FIRSTHDR(&message) : nullptr;
+        rights != nullptr && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS)
+      for (size_t i = 0; i < (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(rights) + i * sizeof fd, sizeof fd);
+        came.emplace_back(fd);
+      }
+    if (got == 1 && came.size() == 2 && (message.msg_flags & MSG_CTRUNC) == 0) return {std::move(came[0]), std::move(came[1])};
     if (got >= 0 || (errno != EAGAIN && errno != EINTR))
-      throw Error("a peer closed the connection before it shared its memory");
+      throw Error("a peer closed the connection before it shared its memory, or sent something else");
     if (deadline.passed()) throw Timeout("timed out while waiting for a peer's shared memory");
     check_interrupt();
     ::usleep(200);
@@ -258,7 +262,8 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
     adopt(index, std::move(peer_memory), std::move(peer_event));
     const auto* header = reinterpret_cast<const SegmentHeader*>(segments_[static_cast<size_t>(index)].data());
     if (header->magic != SegmentHeader::kMagic || header->rank != watch.rank || header->epoch != identity.epoch ||
-        header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks.size())
+        header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks.size() ||
+        header->total_bytes != segments_[static_cast<size_t>(index)].bytes())
       throw HandshakeError(format("rank %d shares memory of another layout: do all ranks run the same version?", watch.rank));
   }
   arena_ = std::make_unique<Arena>(arena_base(index_), segments_[static_cast<size_t>(index_)].bytes() - arena_offset(count));

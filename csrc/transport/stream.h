@@ -67,7 +67,7 @@ class StreamTransport final : public Transport {
   [[noreturn]] void raise_stale(int peer, uint64_t sequence, const Signature& theirs) const;
   [[noreturn]] void raise_gone(const Peer& peer) const;
 
-  Identity identity_;
+  Member identity_;
   std::vector<Peer> peers_;
   std::vector<Peer*> connected_;
   Doorbell* bell_;

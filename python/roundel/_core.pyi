@@ -29,7 +29,7 @@ class Communicator:
     CorruptFrameError end the communicator. timeout: seconds, 0 for ROUNDEL_TIMEOUT.
     """
     @staticmethod
-    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: bytes = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Communicator:
+    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: collections.abc.Buffer = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Communicator:
         """
         Meet the other ranks; blocks until all have come.
         """

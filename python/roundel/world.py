@@ -78,15 +78,18 @@ def init(start_timeout: float | None = None) -> None:
         if job is None:
             _world = _place(_core.Communicator.open(0, 1), None, None)
             return
-        comm = _core.Communicator.open(
-            job.rank,
-            job.size,
-            job.rendezvous,
-            rendezvous_fd=-1 if job.rendezvous_fd is None else job.rendezvous_fd,
-            token=job.token,
-            epoch=job.epoch,
-            start_timeout=start_timeout or 0.0,
-        )
+        try:
+            comm = _core.Communicator.open(
+                job.rank,
+                job.size,
+                job.rendezvous,
+                rendezvous_fd=-1 if job.rendezvous_fd is None else job.rendezvous_fd,
+                token=job.token,
+                epoch=job.epoch,
+                start_timeout=start_timeout or 0.0,
+            )
+        finally:
+            job.token[:] = bytes(len(job.token))  # used: the core has wiped its copies too
         _world = _place(comm, job.local_rank, job.local_size)
 
 

@@ -43,7 +43,8 @@ class Launch:
     rendezvous: "host:port" (an IPv6 host in brackets) where rank 0 listens.
     rendezvous_fd: rank 0 only, and may be None: the listening socket, open already. It stays this module's: whoever
     uses it works on a dup(), because the next detect() hands out the same one (roundelrun) or closes it (torchrun).
-    token: 32 bytes that only members of the job know; left out of repr() so that no log shows it.
+    token: 32 bytes that only members of the job know; left out of repr() so that no log shows it. Whoever has used it
+    overwrites it (init() does).
     epoch: 1, 2, ... counts the inits of this process; all ranks count alike.
     """
 
@@ -54,7 +55,7 @@ class Launch:
     local_size: int | None
     rendezvous: str
     rendezvous_fd: int | None
-    token: bytes = dataclasses.field(repr=False)
+    token: bytearray = dataclasses.field(repr=False)
     epoch: int
 
 
@@ -116,13 +117,13 @@ def _listening(fd: int) -> int:
 _SUBPROCESS = "(A program that a rank starts is not a rank: remove the ROUNDEL_ variables from its environment.)"
 
 
-def _token(environ: Mapping[str, str]) -> bytes:
+def _token(environ: Mapping[str, str]) -> bytearray:
     """From the launcher's descriptor, else from a file that only its owner can read."""
     if "ROUNDEL_TOKEN_FD" not in environ:
         return _token_from_file(environ["ROUNDEL_TOKEN_FILE"])
     fd = number(environ, "ROUNDEL_TOKEN_FD")
     try:
-        token = os.pread(fd, TOKEN_BYTES + 1, 0)  # the offset is shared with the other ranks: leave it alone
+        token = _read(fd, TOKEN_BYTES + 1)
         os.set_inheritable(fd, False)
     except OSError as error:
         raise launch_error(
@@ -134,7 +135,14 @@ def _token(environ: Mapping[str, str]) -> bytes:
     return token
 
 
-def _token_from_file(path: str) -> bytes:
+def _read(fd: int, limit: int) -> bytearray:
+    """From the start, into memory that can be overwritten. The offset is shared with the other ranks: it stays as it is."""
+    content = bytearray(limit)
+    del content[os.preadv(fd, [content], 0) :]
+    return content
+
+
+def _token_from_file(path: str) -> bytearray:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us before it is refused
     except OSError as error:
@@ -148,14 +156,16 @@ def _token_from_file(path: str) -> bytes:
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise launch_error(f"ROUNDEL_TOKEN_FILE={path} is open to others (mode {mode:04o}): chmod 600 {path}")
-        content = os.pread(fd, 2 * TOKEN_BYTES + 2, 0)
+        content = _read(fd, 2 * TOKEN_BYTES + 2)
     finally:
         os.close(fd)
     if len(content) == TOKEN_BYTES:
         return content
     digits = content.removesuffix(b"\n")
     if len(digits) == 2 * TOKEN_BYTES and all(c in b"0123456789abcdefABCDEF" for c in digits):
-        return bytes.fromhex(digits.decode())
+        token = bytearray.fromhex(digits.decode())
+        content[:] = bytes(len(content))
+        return token
     raise launch_error(
         f"ROUNDEL_TOKEN_FILE={path} must hold exactly {TOKEN_BYTES} bytes, or {2 * TOKEN_BYTES} hexadecimal digits "
         f"(make one with: openssl rand -hex {TOKEN_BYTES})"
@@ -197,14 +207,14 @@ def _from_torchrun(environ: Mapping[str, str], epoch: int) -> Launch:
                 _listener.close()
             _listener, rendezvous = _listen(master, port, several_hosts, size)
             fd = _listener.fileno()
-            own = os.urandom(TOKEN_BYTES) if token is None else token
+            own = bytearray(os.urandom(TOKEN_BYTES)) if token is None else token
             store.set(key, rendezvous if token is not None else f"{rendezvous} {own.hex()}")
             token = own
         else:
             rendezvous, _, published = store.get(key).decode().partition(" ")
             if bool(published) == (token is not None):
                 raise launch_error("ROUNDEL_TOKEN_FILE must be set on every rank or on none; this one and rank 0 differ")
-            token = token or bytes.fromhex(published)
+            token = token or bytearray.fromhex(published)
     except RuntimeError as error:  # torch's DistStoreError and DistNetworkError
         what = "could not publish the meeting point" if rank == 0 else "rank 0 has not published where to meet"
         raise TimeoutError(f"[torchrun] rank {rank}: {what} within {limit:g} s: {first_line(error)}") from error

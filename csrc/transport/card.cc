@@ -1,0 +1,68 @@
+#include "transport/card.h"
+
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace roundel::transport {
+namespace {
+
+// Up to the first zero, or all of it: nobody promises that there is one.
+template <size_t N>
+std::string text_in(const char (&field)[N]) {
+  return {field, ::strnlen(field, N)};
+}
+
+bool has_usable_address(const Card& card) {
+  const auto family = card.address.ss_family;
+  const size_t expected = family == AF_INET ? sizeof(sockaddr_in) : family == AF_INET6 ? sizeof(sockaddr_in6) : 0;
+  return expected != 0 && card.address_length == expected;
+}
+
+Peer read_card(const Card& card) {
+  if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
+  Peer peer;
+  peer.address.storage = card.address;
+  peer.address.length = card.address_length;
+  const auto port = reinterpret_cast<const sockaddr_in*>(&card.address)->sin_port;  // at the same place in sockaddr_in6
+  peer.address = with_port(peer.address, ntohs(port));
+  return peer;
+}
+
+}  // namespace
+
+std::string Card::settings_text() const { return text_in(settings); }
+
+std::string refusal(const Card& card, const Card& own) {
+  if (!has_usable_address(card)) return "sent an address of an unknown family or length";
+  const std::string theirs = card.settings_text(), ours = own.settings_text();
+  return theirs == ours ? "" : "has '" + theirs + "' where rank 0 has '" + ours + "'";
+}
+
+std::vector<Peer> read_cards(const std::vector<Card>& cards) {
+  std::vector<Peer> peers;
+  std::vector<std::array<uint8_t, 16>> hosts;
+  for (const Card& card : cards) {
+    peers.push_back(read_card(card));
+    auto at = std::find(hosts.begin(), hosts.end(), card.host);
+    if (at == hosts.end()) at = hosts.insert(hosts.end(), card.host);
+    peers.back().host = static_cast<int>(at - hosts.begin());
+  }
+  return peers;
+}
+
+void Verdict::set(Outcome what, const std::string& why) {
+  outcome = what;
+  std::strncpy(text, why.c_str(), sizeof text - 1);
+}
+
+void Verdict::raise_unless_accepted(int rank) const {
+  const std::string why = text_in(text);
+  if (outcome == Missing) throw Timeout(format("rank %d: the job could not start: %s", rank, why.c_str()));
+  if (outcome != Accepted) throw Error(format("rank %d: the job could not start: %s", rank, why.c_str()));
+}
+
+}  // namespace roundel::transport

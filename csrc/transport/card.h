@@ -1,0 +1,36 @@
+// What ranks tell each other at the rendezvous: fixed structs. Their senders have proved to be members; what they hold is
+// checked all the same before it is used.
+#pragma once
+
+#include "transport/bootstrap.h"
+
+namespace roundel::transport {
+
+// What a rank says of itself.
+struct Card {
+  std::array<uint8_t, 16> host{};
+  uint32_t address_length = 0;
+  sockaddr_storage address{};
+  char settings[76] = {};  // must be equal on all ranks
+
+  std::string settings_text() const;
+};
+
+// Why the card cannot be accepted beside rank 0's own: "has '...' where rank 0 has '...'", or "" when it can.
+std::string refusal(const Card& card, const Card& own);
+
+// The table of all ranks. Throws Error when a card holds no usable address.
+std::vector<Peer> read_cards(const std::vector<Card>& cards);
+
+// What rank 0 makes of all cards.
+struct Verdict {
+  enum Outcome : uint32_t { Accepted, Missing, Refused };
+  Outcome outcome = Accepted;
+  char text[508] = {};
+
+  void set(Outcome what, const std::string& why);
+  // Throws Timeout or Error with the text. `rank`: this one.
+  void raise_unless_accepted(int rank) const;
+};
+
+}  // namespace roundel::transport
