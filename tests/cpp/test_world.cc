@@ -115,6 +115,7 @@ void mixed_collectives(Communicator& comm) {
     std::vector<float> swapped(whole.size());
     Operation alltoall = allreduce(whole, swapped);
     alltoall.kind = OpKind::AllToAll;
+    alltoall.parts = plan::Parts::even(whole.size(), size);
     comm.run(alltoall);
     EXPECT(count == 0 || swapped.back() == static_cast<float>(rank));
 
