@@ -12,7 +12,7 @@ import roundel
 from roundel.launch import run as roundelrun
 from roundel.launch.variables import OURS
 
-from bench import report
+from bench import peers, report
 from bench.collectives import COLLECTIVES, Job
 from bench.data import DTYPES, OPS
 from bench.measure import WrongResult, make_cases, measure
@@ -60,6 +60,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help=f"one of {', '.join(DTYPES)} (default float32)")  # fmt: skip
     add("-o", dest="op", choices=OPS, default="sum", help="of reductions (default sum)")
     add("--arena", action="store_true", help="also on buffers that the library allocates; all-reduce then works in place")
+    add(
+        "--peers",
+        metavar="NAMES",
+        help=f"time these libraries too, in turn with ours: {', '.join((*peers.GROUPS, *peers.PEERS))}",
+    )
     add("--transport", choices=("auto", "shm", "tcp"), help="how ranks exchange data (ROUNDEL_TRANSPORT)")
     add("--json", metavar="FILE", help="write the rows there")
     add("--plot", metavar="FILE.png", help="draw the rows there (needs matplotlib)")
@@ -70,6 +75,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--plot needs matplotlib, which is not installed: pip install matplotlib")
     if options.dtype == "bfloat16" and importlib.util.find_spec("torch") is None:
         parser.error("-d bfloat16 needs torch, which is not installed: numpy has no bfloat16")
+    if options.peers is not None:
+        try:
+            peers.find(options.peers)
+        except peers.PeerError as error:
+            parser.error(f"--peers: {error}")
     return options
 
 
@@ -98,15 +108,18 @@ def main(argv: list[str]) -> int:
     if not sizes:
         print(f"bench: no size from {options.begin} to {options.end} holds {job.size} elements", file=sys.stderr)
         return 2
-    cases = make_cases(row, job, sizes, ["private", "arena"] if options.arena else ["private"])
+    variants = ["private", "arena"] if options.arena else ["private"]
     try:
-        timings = measure(job, cases, options.repetitions, options.warmup)
-    except WrongResult as error:
+        with peers.started(options.peers or "", row, job, max(sizes)) as (teams, notes):
+            cases = make_cases(row, job, sizes, variants, teams)
+            timings = measure(job, cases, options.repetitions, options.warmup)
+            about = report.about_peers(teams, notes)
+    except (WrongResult, peers.PeerError) as error:
         if str(error):
             print(f"bench: {error}", file=sys.stderr, flush=True)
         return 1
     if comm.rank == 0:
-        document = report.make_document(row, job, report.make_rows(row, job, timings))
+        document = report.make_document(row, job, report.make_rows(row, job, timings), about)
         print(report.table(document), flush=True)
         if options.json:
             report.write_json(document, options.json)
