@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from bench.collectives import CEILINGS, Collective, Job, Run
+from bench.collectives import CEILING_NAMES, Collective, Job, Run
 from bench.data import OPS, POISON, UNLIMITED, first_bad
 
 
@@ -29,7 +29,7 @@ class Case:
         self.in_place = variant in row.in_place
         self.ceiling = "update" if self.in_place and row.reduces else "copy"  # the others read or write a buffer, not both
         self.most_calls = job.numbers.most_calls if row.reduces and self.in_place else UNLIMITED
-        argument = (lambda array: array) if row.name in CEILINGS else job.dtype.argument
+        argument = (lambda array: array) if row.name in CEILING_NAMES else job.dtype.argument
         out = argument(self.out)
         self._run: Run = row.call(job.comm, out if self.in_place else argument(self.x), out, OPS[job.op])
 

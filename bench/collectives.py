@@ -138,3 +138,6 @@ CEILINGS = {
         ),
     )
 }
+
+SOCKET = "socket"  # the ceiling between hosts, a row that bench/hosts.py makes of a connection
+CEILING_NAMES = (*CEILINGS, SOCKET)

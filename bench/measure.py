@@ -44,9 +44,17 @@ class Timing:
 
 
 def make_cases(
-    row: Collective, job: Job, counts: list[int], variants: list[str], teams: Sequence[peers.Team] = ()
+    row: Collective,
+    job: Job,
+    counts: list[int],
+    variants: list[str],
+    teams: Sequence[peers.Team] = (),
+    link: Collective | None = None,
 ) -> list[AnyCase]:
-    """Cases by size, each size with its ceilings and peers. Ours share buffers as large as the largest size."""
+    """Cases by size, each size with its ceilings and peers. Ours share buffers as large as the largest size.
+
+    link: the ceiling between hosts, which then all are compared with.
+    """
     most, storage = max(counts), job.dtype.storage
     numbers = periodic(job.dtype.encode(job.numbers.tables[job.rank]), most)
     private = (numbers, np.zeros(most, storage))
@@ -62,7 +70,11 @@ def make_cases(
     for count in counts:
         mine = [Case(row, job, count, variant, buffers[variant]) for variant in variants]
         mine += peers.cases(teams, count, variants)
-        cases += [Case(CEILINGS[name], job, count, name, private) for name in sorted({case.ceiling for case in mine})]
+        ceilings = {"copy": CEILINGS["copy"]}
+        for case in mine:
+            case.ceiling = case.ceiling if link is None else link.name
+            ceilings[case.ceiling] = link or CEILINGS[case.ceiling]
+        cases += [Case(ceilings[name], job, count, name, private) for name in sorted(ceilings)]
         cases += mine
     return cases
 

@@ -68,7 +68,7 @@ def serve(library, control: socket.socket, collective: str, dtype: str, op: str,
     lacks = ""
     try:
         for form in forms:
-            Case(row, job, job.size, form, buffers).batch(1)
+            Case(row, job, job.size, form, buffers).batch(1, warmup=0)
     except Exception as error:
         forms, lacks = (), f"{type(error).__name__}: {error}".splitlines()[0]
     scheduler = next(

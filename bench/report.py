@@ -16,12 +16,14 @@ import roundel
 from roundel import _core
 
 from bench import peers
-from bench.collectives import CEILINGS, Collective, Job
+from bench.collectives import CEILING_NAMES, SOCKET, Collective, Job
 from bench.measure import Timing
 
 SCHEMA = 2
+MEMORY = "memory traffic / ceiling"
 FIELDS = {"schema": int, "benchmark": str, "date": str, "machine": dict, "ranks": int, "hosts": int, "transport": str,
-          "isa": str, "op": (str, type(None)), "versions": dict, "peers": dict, "summary": dict, "rows": list}  # fmt: skip
+          "isa": str, "op": (str, type(None)), "versions": dict, "limit": str, "peers": dict, "summary": dict,
+          "rows": list}  # fmt: skip
 MACHINE_FIELDS = {"cpu": str, "cores": int, "memory_bytes": int, "kernel": str}
 PEER_FIELDS = {"library": (str, type(None)), "cores": (int, type(None)), "scheduler": (str, type(None)), "note": str}
 ROW_FIELDS = {"bytes": int, "count": int, "dtype": str, "peer": (str, type(None)), "variant": str, "time_us": float,
@@ -34,17 +36,17 @@ def make_rows(row: Collective, job: Job, timings: list[Timing]) -> list[dict]:
     rates = {}  # bytes a second of all ranks together, by ceiling and count
     for timing in timings:
         case = timing.case
-        if case.variant in CEILINGS:
-            traffic = CEILINGS[case.variant].traffic(job.size) * case.bytes
+        if case.variant in CEILING_NAMES:
+            traffic = case.row.traffic(job.size) * case.bytes
             rates[case.variant, case.count] = traffic / float(np.median(timing.seconds))
     rows = []
     for timing in timings:
         case, size = timing.case, job.size
-        if case.variant in CEILINGS:
+        if case.variant in CEILING_NAMES:
             continue
         low, median, high = (float(s) for s in np.percentile(timing.seconds, (10, 50, 90)))
         ceiling = rates[case.ceiling, case.count]
-        limit = row.traffic(size) * case.bytes / ceiling
+        limit = (row.busbw(size) if case.ceiling == SOCKET else row.traffic(size)) * case.bytes / ceiling
         algbw = case.bytes / median * 1e-9
         rows.append({
             "bytes": case.bytes, "count": case.count, "dtype": job.dtype.name, "peer": case.peer, "variant": case.variant,
@@ -91,8 +93,10 @@ def about_peers(teams: list[peers.Team], notes: dict[str, str]) -> dict[str, dic
     return found
 
 
-def make_document(row: Collective, job: Job, rows: list[dict], about: dict[str, dict] | None = None) -> dict:
-    """about: about_peers()."""
+def make_document(
+    row: Collective, job: Job, rows: list[dict], about: dict[str, dict] | None = None, limit: str = MEMORY
+) -> dict:
+    """about: about_peers(). limit: what the rows are compared with, in words."""
     return {
         "schema": SCHEMA,
         "benchmark": row.name,
@@ -104,6 +108,7 @@ def make_document(row: Collective, job: Job, rows: list[dict], about: dict[str, 
         "isa": _core.info()["isa"],
         "op": job.op if row.reduces else None,
         "versions": {"roundel": roundel.__version__, "python": platform.python_version(), "numpy": np.__version__},
+        "limit": limit,
         "peers": about or {},
         "summary": summarize(rows),
         "rows": rows,
@@ -168,7 +173,7 @@ def table(document: dict) -> str:
     where = f"{d['ranks']} rank(s) on {d['hosts']} host(s), transport {d['transport']}"
     lines = [
         f"# {what}, {where}, {d['isa']}; {box['cpu']}, {box['cores']} cores",
-        f"# median of {d['rows'][0]['repetitions']} repetitions; GB/s of 10^9 bytes; limit: memory traffic / ceiling",
+        f"# median of {d['rows'][0]['repetitions']} repetitions; GB/s of 10^9 bytes; limit: {d['limit']}",
     ]
     for name, peer in d["peers"].items():
         about = [f"{peer['library']}, {peer['cores']} core(s) for each rank, {peer['scheduler']}"] if peer["library"] else []
