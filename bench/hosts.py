@@ -1,4 +1,4 @@
-"""`--hosts 2`: two hosts made of network namespaces (tests/parallel/netlab.py) with a rank on each; the raw socket between them.
+"""`--hosts 2`: two hosts made of network namespaces (tests/parallel/netlab.py), a rank on each; the raw socket between.
 
 The lab is made here, before there are ranks. They read of it in LAB, a file of JSON: the hosts' addresses, and a program that
 runs a command on a host as ssh would, for mpirun.

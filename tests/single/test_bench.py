@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parallel")]
 
-from bench import peers, report  # noqa: E402
+import netlab  # noqa: E402
+
+from bench import hosts, peers, report  # noqa: E402
 from bench.__main__ import counts, parse, parse_bytes  # noqa: E402
 from bench.case import Case  # noqa: E402
 from bench.collectives import CEILINGS, COLLECTIVES, Job  # noqa: E402
@@ -286,11 +290,11 @@ class Library:
         np.copyto(out, x)
         if os.environ["STUB"] == "lies":
             out[-1] += 1
-        if os.environ["STUB"] == "dies" and self.calls > 3:
+        if os.environ["STUB"] == "dies" and self.calls > 1 and self.rank == self.size - 1:
             os._exit(7)
-        if os.environ["STUB"] == "hangs" and self.calls > 3:
+        if os.environ["STUB"] == "hangs" and self.calls > 1:
             time.sleep(1000)
-        if os.environ["STUB"] == "fails" and self.calls > 3:
+        if os.environ["STUB"] == "fails" and self.calls > 1:
             raise OSError("stub: the cable is unplugged")
         if os.environ["STUB"] == "slow":
             time.sleep(0.3)
@@ -486,6 +490,49 @@ def test_ratios_of_unknown_peers_are_not_valid():
         report.validate(document)
     document["peers"] = {"stub": {"library": "Stub 1", "cores": 1, "scheduler": "SCHED_OTHER", "note": ""}}
     report.validate(document)
+
+
+# -- two hosts
+
+
+def test_hosts_are_compared_with_a_raw_socket(tmp_path):
+    reason = netlab.why_not()
+    if reason:
+        pytest.skip(reason)
+    names = [name for name in ("openmpi", "gloo") if not isinstance(peers.PEERS[name](), str)]
+    path = tmp_path / "rows.json"
+    arguments = ("--hosts", 2, "--rate", "1gbit", "-b", 8, "-e", "64K", "-f", 8192, "-n", 2, "--json", path)
+    done = run_bench("reduce_scatter", *arguments, "--peers", ",".join(names))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(path.read_text())
+    report.validate(document)
+    assert (document["hosts"], document["transport"]) == (2, "tcp") and "raw socket" in document["limit"]
+    for row in document["rows"]:  # each sends half
+        assert row["limit_us"] == pytest.approx(row["bytes"] / 2 / row["ceiling_GBs"] * 1e-3)
+        assert row["peer"] is not None or set(row["ratios"]) == set(names)
+    makers = {int(name.split("-")[2]) for name in netlab.namespaces()}
+    assert all(Path(f"/proc/{maker}").exists() for maker in makers)  # those of other tests
+
+
+def test_the_raw_socket_moves_more_than_it_buffers_both_ways():
+    ends = socket.socketpair()
+    data = [np.random.default_rng(i).integers(0, 255, 3 << 20, np.uint8) for i in range(2)]
+    results = [np.zeros_like(x) for x in data]
+    for end in ends:
+        end.setblocking(False)
+    with ends[0], ends[1]:
+        other = threading.Thread(target=hosts.exchange, args=(ends[1], data[1], results[1]))
+        other.start()
+        hosts.exchange(ends[0], data[0], results[0])
+        other.join(TIMEOUT)
+    assert np.array_equal(results[0], data[1]) and np.array_equal(results[1], data[0])
+
+
+@pytest.mark.parametrize("line", ["allreduce --hosts 3", "allreduce --hosts 2 -np 4", "allreduce --rate 1gbit"])
+def test_hosts_that_make_no_sense_are_refused(line, capsys):
+    with pytest.raises(SystemExit):
+        parse(line.split())
+    assert "--hosts" in capsys.readouterr().err
 
 
 def test_validation_names_what_is_wrong():
