@@ -168,7 +168,7 @@ class Team:
         self.peer, self.row, self.job, self.directory = peer, row, job, directory
         self.process: subprocess.Popen | None = None
         self.control: socket.socket | None = None
-        self.output = directory / f"{peer.name}.{job.rank}.out"
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the team
         self.config = {"collective": row.name, "dtype": job.dtype.name, "op": job.op, "most": most}
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -194,13 +194,12 @@ class Team:
             argv = [*peer.launcher(job.size), *argv]
         else:
             return
-        with open(self.output, "wb") as output:
-            try:
-                self.process = subprocess.Popen(
-                    argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-                )
-            except OSError as error:
-                output.write(str(error).encode())
+        try:
+            self.process = subprocess.Popen(
+                argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT
+            )
+        except OSError as error:
+            self.output.write(str(error).encode())
 
     def _wait_connected(self, listener: socket.socket) -> None:
         """Until every rank's peer has come, or one's processes have ended, or it is too late."""
@@ -252,7 +251,8 @@ class Team:
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)  # it may be about to say why
-        text = self.output.read_text(errors="replace") if self.output.exists() else ""
+        self.output.seek(0)
+        text = self.output.read().decode(errors="replace")
         return " | ".join([line.strip() for line in text.splitlines() if line.strip(" -")][-8:]) or "it said nothing"
 
     def close(self, orderly: bool = False) -> None:
@@ -271,6 +271,7 @@ class Team:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(END_SECONDS)
                     break
+        self.output.close()
 
 
 class PeerCase:
@@ -307,8 +308,8 @@ def started(
     if lab is not None:
         notes = {peer.name: "left out: not started between hosts" for peer in peers if between_hosts(peer, lab) is None}
         peers = [between_hosts(peer, lab) for peer in peers if peer.name not in notes]
-    with _directory(job) as directory:
-        try:
+    try:
+        with _directory(job) as directory:
             for peer in peers:
                 try:
                     teams.append(Team(peer, row, job, most, directory))
@@ -316,17 +317,18 @@ def started(
                     if peer.name not in optional:
                         raise
                     notes[peer.name] = f"left out: {error}"
-            yield teams, notes
-            for team in teams:
-                team.close(orderly=True)
-        finally:
-            for team in teams:
-                team.close()
+        yield teams, notes
+        for team in teams:
+            team.close(orderly=True)
+    finally:
+        for team in teams:
+            team.close()
 
 
 @contextlib.contextmanager
 def _directory(job: Job) -> Iterator[Path]:
-    """Rank 0's temporary directory, on every rank; all are on one machine. Only the user may enter it."""
+    """Rank 0's temporary directory, on every rank; all are on one machine. Only the user may enter it. It is needed until all
+    have started, and not kept longer: who is killed cannot remove it."""
     path = tempfile.mkdtemp(prefix="roundel-bench-") if job.rank == 0 else ""
     try:
         name = np.zeros(256, np.uint8)
