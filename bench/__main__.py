@@ -12,7 +12,7 @@ import roundel
 from roundel.launch import run as roundelrun
 from roundel.launch.variables import OURS
 
-from bench import report
+from bench import hosts, peers, report
 from bench.collectives import COLLECTIVES, Job
 from bench.data import DTYPES, OPS
 from bench.measure import WrongResult, make_cases, measure
@@ -60,16 +60,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help=f"one of {', '.join(DTYPES)} (default float32)")  # fmt: skip
     add("-o", dest="op", choices=OPS, default="sum", help="of reductions (default sum)")
     add("--arena", action="store_true", help="also on buffers that the library allocates; all-reduce then works in place")
+    add(
+        "--peers",
+        metavar="NAMES",
+        help=f"time these libraries too, in turn with ours: {', '.join((*peers.GROUPS, *peers.PEERS))}",
+    )
+    add("--hosts", type=int, choices=(hosts.HOSTS,), help="a rank on each of two hosts made of network namespaces (needs root)")
+    add("--rate", metavar="RATE", help="what each of --hosts may send, in tc's words, such as 1gbit (default: no limit)")
+    add("--lab", metavar="FILE", help=argparse.SUPPRESS)  # --hosts tells its ranks so
     add("--transport", choices=("auto", "shm", "tcp"), help="how ranks exchange data (ROUNDEL_TRANSPORT)")
     add("--json", metavar="FILE", help="write the rows there")
     add("--plot", metavar="FILE.png", help="draw the rows there (needs matplotlib)")
     options = parser.parse_args(argv)
     if options.begin > options.end:
         parser.error(f"-b {options.begin} is more than -e {options.end}")
+    if options.hosts is not None and options.ranks not in (None, options.hosts):
+        parser.error(f"--hosts {options.hosts} has a rank on each: -np {options.hosts}")
+    if options.rate and options.hosts is None:
+        parser.error("--rate is of --hosts 2")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib, which is not installed: pip install matplotlib")
     if options.dtype == "bfloat16" and importlib.util.find_spec("torch") is None:
         parser.error("-d bfloat16 needs torch, which is not installed: numpy has no bfloat16")
+    if options.peers is not None:
+        try:
+            peers.find(options.peers)
+        except peers.PeerError as error:
+            parser.error(f"--peers: {error}")
     return options
 
 
@@ -84,6 +101,8 @@ def counts(begin: int, end: int, factor: int, itemsize: int, multiple: int) -> l
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
+    if options.hosts is not None and options.lab is None:
+        return hosts.run(argv, options.rate)
     if options.ranks is not None and not any(name in os.environ for name in LAUNCHERS):
         return roundelrun.main(["-np", str(options.ranks), "--no-prefix", "--", sys.executable, "-m", "bench", *argv])
     if options.transport:
@@ -98,15 +117,23 @@ def main(argv: list[str]) -> int:
     if not sizes:
         print(f"bench: no size from {options.begin} to {options.end} holds {job.size} elements", file=sys.stderr)
         return 2
-    cases = make_cases(row, job, sizes, ["private", "arena"] if options.arena else ["private"])
+    variants = ["private", "arena"] if options.arena else ["private"]
+    lab, link, limit = None, None, report.MEMORY
+    if options.lab is not None:
+        lab = hosts.read_lab(options.lab)
+        link = hosts.ceiling(hosts.connect(comm, lab))
+        limit = f"a raw socket, both ways at once, {options.rate or 'no rate limit'}"
     try:
-        timings = measure(job, cases, options.repetitions, options.warmup)
-    except WrongResult as error:
+        with peers.started(options.peers or "", row, job, max(sizes), lab) as (teams, notes):
+            cases = make_cases(row, job, sizes, variants, teams, link)
+            timings = measure(job, cases, options.repetitions, options.warmup)
+            about = report.about_peers(teams, notes)
+    except (WrongResult, peers.PeerError) as error:
         if str(error):
             print(f"bench: {error}", file=sys.stderr, flush=True)
         return 1
     if comm.rank == 0:
-        document = report.make_document(row, job, report.make_rows(row, job, timings))
+        document = report.make_document(row, job, report.make_rows(row, job, timings), about, limit)
         print(report.table(document), flush=True)
         if options.json:
             report.write_json(document, options.json)

