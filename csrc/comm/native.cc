@@ -48,7 +48,8 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
                DType::Float32, cost_, forced_);
   executor_ = std::make_unique<plan::Executor>(
-      *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); });
+      *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); },
+      [this] { return disturbed(); });
 }
 
 const char* NativeCommunicator::name() const {

@@ -6,6 +6,7 @@
 namespace roundel::plan {
 
 extern const Algorithm direct_allreduce, direct_reduce_scatter, direct_allgather, direct_broadcast, direct_alltoall;
+extern const Algorithm exchange_allreduce;
 extern const Algorithm ring_allreduce, ring_reduce_scatter, ring_allgather;
 extern const Algorithm tree_allreduce, tree_broadcast;
 extern const Algorithm hierarchical_allreduce;

@@ -7,6 +7,7 @@ const std::vector<Algorithm>& algorithms() {
   // Between equal costs the earlier row is selected: direct has the fewest rounds and rounds a 16-bit sum once.
   static const std::vector<Algorithm> table = {
       direct_allreduce,       direct_reduce_scatter, direct_allgather, direct_broadcast, direct_alltoall,  //
+      exchange_allreduce,                                                                                  //
       ring_allreduce,         ring_reduce_scatter,   ring_allgather,                                       //
       tree_allreduce,         tree_broadcast,                                                              //
       hierarchical_allreduce,

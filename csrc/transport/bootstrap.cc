@@ -20,7 +20,7 @@ struct Card {
   std::array<uint8_t, 16> host{};
   uint32_t address_length = 0;
   sockaddr_storage address{};
-  char settings[76] = {};  // must be equal on all ranks
+  char settings[140] = {};  // must be equal on all ranks
 };
 
 struct Verdict {
@@ -58,8 +58,9 @@ Card make_card(const Address& address) {
   card.host = host_id();
   card.address_length = address.length;
   card.address = address.storage;
-  const std::string settings = format("protocol %d, ROUNDEL_TRANSPORT=%s, ROUNDEL_ALGORITHM=%s", kFrameVersion,
-                                      env::text("ROUNDEL_TRANSPORT").c_str(), env::text("ROUNDEL_ALGORITHM").c_str());
+  const std::string settings = format("protocol %d, ROUNDEL_TRANSPORT=%s, ROUNDEL_ALGORITHM=%s, ROUNDEL_TCP_SOCKETS=%s",
+                                      kFrameVersion, env::text("ROUNDEL_TRANSPORT").c_str(),
+                                      env::text("ROUNDEL_ALGORITHM").c_str(), env::text("ROUNDEL_TCP_SOCKETS").c_str());
   std::strncpy(card.settings, settings.c_str(), sizeof card.settings - 1);
   return card;
 }
