@@ -14,7 +14,9 @@ const std::vector<Setting>& settings() {
        "Seconds of silence after which a rank counts as lost (host or link gone, process stopped); the same on all ranks."},
       {"ROUNDEL_START_TIMEOUT", "60", "Seconds that init() waits for all ranks to arrive."},
       {"ROUNDEL_TRANSPORT", "auto", "auto (shm inside a host, tcp across), shm (one host only) or tcp (also inside a host)."},
-      {"ROUNDEL_ALGORITHM", "", "Force a plan (ring, direct, tree, hierarchical) where it exists; also for ranks of one host."},
+      {"ROUNDEL_ALGORITHM", "",
+       "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists; "
+       "also for ranks of one host."},
       {"ROUNDEL_ISA", "", "Force the CPU kernels' path: portable, avx2 or avx512."},
       {"ROUNDEL_BUCKET_BYTES", "8M", "Size of DistributedOptimizer's gradient buckets."},
       {"ROUNDEL_ARENA_BYTES", "", "Address space for library-allocated buffers per rank; default: the machine's memory."},
@@ -24,6 +26,7 @@ const std::vector<Setting>& settings() {
       {"ROUNDEL_FLIGHT_RECORD", "",
        "Where every rank writes its last 256 operations when its communicator fails: PREFIX.rank3.json."},
       {"ROUNDEL_FAILPOINT", "", "For tests: point=action@n, what this process does to itself at the n-th passing of a point."},
+      {"ROUNDEL_TCP_SOCKETS", "1", "Connections to each peer on another host, 1 to 16; the same on all ranks."},
       {"ROUNDEL_HOST_ID", "", "Ranks with equal host ids share memory; default: boot id and network namespace."},
       {"ROUNDEL_LOG_LEVEL", "warning", "error, warning, info or debug; written to stderr."},
   };

@@ -283,7 +283,10 @@ void Communicator::work() {
     } else if (!transfers_.empty() && !world_->transport->poll()) {
       const Operation& oldest = transfers_.front().queued.operation;
       look_around(oldest, [&oldest] { return std::vector<int>{oldest.root}; });
-      world_->transport->sleep(oldest.deadline);
+      world_->transport->sleep(oldest.deadline, [this] {
+        const std::lock_guard lock(mutex_);
+        return disturbed() || !collectives_.empty();
+      });
     }
   }
 }

@@ -10,8 +10,8 @@ namespace {
 // Starting values of the selector's table, to be replaced by a fit at start. Loopback TCP and rings on two cores; see bench/.
 // Per round, byte, byte that leaves a host, message, byte added up.
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
-constexpr plan::LinkCost kTcpCost = {20e-6, 1 / 1.2e9, 0, 2e-6, 1 / 10e9};
-constexpr plan::LinkCost kMixedCost = {20e-6, 1 / 5e9, 1 / 1.2e9, 2e-6, 1 / 10e9};
+constexpr plan::LinkCost kTcpCost = {7e-6, 1 / 1.8e9, 0, 2e-6, 1 / 10e9};
+constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
 constexpr size_t kMaxChoices =
     256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 
@@ -57,7 +57,8 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
                DType::Float32, cost_, forced_);
   executor_ = std::make_unique<plan::Executor>(
-      *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); });
+      *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); },
+      [this] { return disturbed(); });
 }
 
 const char* NativeCommunicator::name() const {

@@ -6,6 +6,7 @@
 namespace roundel::plan {
 
 extern const Algorithm direct_allreduce, direct_reduce_scatter, direct_allgather, direct_broadcast, direct_reduce;
+extern const Algorithm exchange_allreduce;
 extern const Algorithm direct_alltoall, direct_alltoallv, pairwise_alltoall, pairwise_alltoallv;
 extern const Algorithm direct_gather, direct_scatter, tree_gather, tree_scatter;
 extern const Algorithm ring_allreduce, ring_reduce_scatter, ring_allgather;

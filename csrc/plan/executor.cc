@@ -1,7 +1,8 @@
 #include "plan/executor.h"
 
 #include <algorithm>
-#include <map>
+#include <utility>
+#include <vector>
 
 #include "base/copy.h"
 #include "base/error.h"
@@ -12,7 +13,8 @@ namespace {
 
 constexpr size_t kPieceBytes = 256u << 10;  // several in flight fit a 1 MB L2; below 64 KB the 64-byte frames begin to show
 constexpr size_t kWindow = 4;               // pieces under way: one sending, one receiving, one reducing, one waiting
-constexpr size_t kMaxPieces = 1u << 16;     // per range: the low half of a message's index
+constexpr size_t kTileAlignment = 64;
+constexpr size_t kMaxPieces = 1u << 16;  // per range: the low half of a message's index
 
 // A range is cut into pieces by its own length alone, so both ends of a message cut it alike. Nested plans are not cut.
 struct Cut {
@@ -29,20 +31,19 @@ struct Cut {
 
 }  // namespace
 
-// One run: the buffers and, for every step, how many messages between the same two ranks come before it.
+// One run: the buffers, and what is known of every step before it starts.
 struct Executor::Job {
   const Plan& plan;
   transport::Tag tag;
-  View in, out, scratch;
+  View in, out;
   ReduceOp op;
   kernels::Finish finish;
-  std::vector<uint32_t> ordinal;  // by step
+  size_t element;
+  size_t nested_scratch = 0;                               // offset of all scratch space in one, where places may overlap
+  std::vector<uint32_t> ordinal{};                         // by step: messages between the same two ranks before it
+  std::vector<std::pair<size_t, size_t>> scratch_tiles{};  // begin of a scratch place, offset of its tile; ascending
+  std::vector<size_t> incoming_tiles{};                    // by step: offset of a RecvReduce's tile
 
-  View view(const Place& place, size_t piece) const {
-    const View& buffer = place.buffer == Buffer::In ? in : place.buffer == Buffer::Out ? out : scratch;
-    const Cut cut(place.count, size_of(out.dtype), plan.nested);
-    return {buffer.at(place.begin + cut.begin(piece)), cut.length(piece), buffer.dtype};
-  }
   transport::Tag message(size_t step, size_t piece) const {
     transport::Tag with_index = tag;
     with_index.index += ordinal[step] << 16 | static_cast<uint32_t>(piece);
@@ -55,46 +56,107 @@ struct Executor::Lane {
   struct Pending {
     transport::Ticket ticket;
     size_t step;
+    size_t begin, count;  // elements of the place
   };
   size_t piece = 0;
+  std::byte* tiles = nullptr;
   size_t next_step = 0;
-  std::vector<Pending> pending;
-  std::map<size_t, std::unique_ptr<std::byte[]>> incoming;  // RecvReduce under way, by step
+  std::vector<Pending> pending{};
+
+  View view(const Job& job, const Place& place) const {
+    const Cut cut(place.count, job.element, job.plan.nested);
+    View view{nullptr, cut.length(piece), job.out.dtype};
+    if (place.buffer == Buffer::Scratch && job.plan.nested) {
+      view.data = tiles + job.nested_scratch + place.begin * job.element;
+    } else if (place.buffer == Buffer::Scratch) {
+      const auto tile = std::lower_bound(job.scratch_tiles.begin(), job.scratch_tiles.end(), std::pair{place.begin, size_t{0}});
+      view.data = tiles + tile->second;
+    } else {
+      const View& buffer = place.buffer == Buffer::In ? job.in : job.out;
+      view.data = buffer.at(place.begin + cut.begin(piece));
+    }
+    return view;
+  }
 };
+
+void Executor::number_messages(Job& job) {
+  std::vector<std::pair<uint32_t, uint32_t>> counts;  // by peer: sent, received
+  job.ordinal.reserve(job.plan.steps.size());
+  for (const Step& step : job.plan.steps) {
+    const auto peer = static_cast<size_t>(std::max(step.peer, 0));
+    if (peer >= counts.size()) counts.resize(peer + 1);
+    auto& [sent, received] = counts[peer];
+    const bool receives = step.action == Action::Recv || step.action == Action::RecvReduce;
+    job.ordinal.push_back(step.action == Action::Send ? sent++ : receives ? received++ : 0);
+    ROUNDEL_CHECK(job.ordinal.back() < 1u << 15);
+  }
+}
+
+// Returns the bytes of all tiles of one lane.
+size_t Executor::lay_out_tiles(Job& job) {
+  size_t bytes = 0;
+  const auto add = [&](size_t count) {
+    const size_t at = bytes;
+    bytes += (Cut(count, job.element, job.plan.nested).length(0) * job.element + kTileAlignment - 1) / kTileAlignment *
+             kTileAlignment;
+    return at;
+  };
+  const auto note = [&](const Place& place) {
+    if (place.buffer == Buffer::Scratch && !job.plan.nested) job.scratch_tiles.emplace_back(place.begin, place.count);
+  };
+  job.incoming_tiles.reserve(job.plan.steps.size());
+  for (const Step& step : job.plan.steps) {
+    note(step.place);
+    for (const Place& place : step.from) note(place);
+    job.incoming_tiles.push_back(step.action == Action::RecvReduce ? add(step.place.count) : 0);
+  }
+  std::sort(job.scratch_tiles.begin(), job.scratch_tiles.end());
+  job.scratch_tiles.erase(std::unique(job.scratch_tiles.begin(), job.scratch_tiles.end()), job.scratch_tiles.end());
+  for (auto& [begin, tile] : job.scratch_tiles) tile = add(tile);
+  if (job.plan.nested) job.nested_scratch = add(job.plan.scratch);
+  return bytes;
+}
 
 void Executor::start_round(Job& job, Lane& lane) {
   failpoint::pass(failpoint::Point::ExecutorRound);
   const auto& steps = job.plan.steps;
   const int round = steps[lane.next_step].round;
+  // Only pieces that could not be cut are longer than a message may be.
+  const auto in_messages = [&](size_t step, size_t count, auto post) {
+    const size_t most = transport::kMaxPayload / job.element;
+    for (size_t at = 0, piece = lane.piece; at < count; at += most, ++piece) {
+      const size_t length = std::min(most, count - at);
+      lane.pending.push_back({post(job.message(step, piece), at * job.element, length * job.element), step, at, length});
+    }
+  };
   for (; lane.next_step < steps.size() && steps[lane.next_step].round == round; ++lane.next_step) {
     const size_t s = lane.next_step;
     const Step& step = steps[s];
-    const View view = job.view(step.place, lane.piece);
+    const View view = lane.view(job, step.place);
     if (view.count == 0) continue;
+    auto* data = static_cast<std::byte*>(view.data);
     switch (step.action) {
       case Action::Send:
-        lane.pending.push_back(
-            {transport_.send(step.peer, job.message(s, lane.piece), {static_cast<const std::byte*>(view.data), view.bytes()}),
-             s});
+        in_messages(s, view.count, [&](const transport::Tag& tag, size_t at, size_t bytes) {
+          return transport_.send(step.peer, tag, {data + at, bytes});
+        });
         break;
+      case Action::RecvReduce:
+        data = lane.tiles + job.incoming_tiles[s];
+        [[fallthrough]];
       case Action::Recv:
-        lane.pending.push_back(
-            {transport_.recv(step.peer, job.message(s, lane.piece), {static_cast<std::byte*>(view.data), view.bytes()}), s});
+        in_messages(s, view.count, [&](const transport::Tag& tag, size_t at, size_t bytes) {
+          return transport_.recv(step.peer, tag, {data + at, bytes});
+        });
         break;
-      case Action::RecvReduce: {
-        auto& buffer = lane.incoming[s];
-        buffer.reset(new std::byte[view.bytes()]);
-        lane.pending.push_back({transport_.recv(step.peer, job.message(s, lane.piece), {buffer.get(), view.bytes()}), s});
-        break;
-      }
       case Action::Fold: {
         std::vector<const void*> inputs;
-        for (const Place& from : step.from) inputs.push_back(job.view(from, lane.piece).data);
+        for (const Place& from : step.from) inputs.push_back(lane.view(job, from).data);
         kernels::reduce(job.op, view.dtype, view.data, inputs, view.count, step.last ? job.finish : kernels::Finish{});
         break;
       }
       case Action::Copy:
-        copy_bytes(view.data, job.view(step.from[0], lane.piece).data, view.bytes());
+        copy_bytes(view.data, lane.view(job, step.from[0]).data, view.bytes());
         break;
     }
   }
@@ -107,11 +169,10 @@ bool Executor::advance(Job& job, Lane& lane) {
       if (!transport_.test(pending.ticket)) return false;
       const Step& step = job.plan.steps[pending.step];
       if (step.action == Action::RecvReduce) {
-        const View view = job.view(step.place, lane.piece);
-        auto& buffer = lane.incoming[pending.step];
-        const void* inputs[2] = {view.data, buffer.get()};
-        kernels::reduce(job.op, view.dtype, view.data, inputs, view.count, step.last ? job.finish : kernels::Finish{});
-        buffer.reset();
+        const View view = lane.view(job, step.place);
+        void* sum = view.at(pending.begin);
+        const void* inputs[2] = {sum, lane.tiles + job.incoming_tiles[pending.step] + pending.begin * job.element};
+        kernels::reduce(job.op, view.dtype, sum, inputs, pending.count, step.last ? job.finish : kernels::Finish{});
       }
       return true;
     });
@@ -123,35 +184,37 @@ bool Executor::advance(Job& job, Lane& lane) {
 
 void Executor::run(const Plan& plan, const transport::Tag& tag, View in, View out, ReduceOp op, kernels::Finish finish,
                    Deadline deadline) {
-  Job job{plan, tag, in, out, {}, op, finish, {}};
-  job.scratch = {scratch(plan.scratch * size_of(out.dtype)), plan.scratch, out.dtype};
-  std::map<int, uint32_t> sent, received;
+  Job job{plan, tag, in, out, op, finish, size_of(out.dtype)};
+  number_messages(job);
   size_t pieces = 0;
-  for (const Step& step : plan.steps) {
-    const bool receives = step.action == Action::Recv || step.action == Action::RecvReduce;
-    job.ordinal.push_back(step.action == Action::Send ? sent[step.peer]++ : receives ? received[step.peer]++ : 0);
-    ROUNDEL_CHECK(job.ordinal.back() < 1u << 15);
-    pieces = std::max(pieces, Cut(step.place.count, size_of(out.dtype), plan.nested).pieces);
+  for (const Step& step : plan.steps) pieces = std::max(pieces, Cut(step.place.count, job.element, plan.nested).pieces);
+  std::vector<Lane> lanes(std::min(pieces, kWindow));
+  const size_t lane_bytes = lay_out_tiles(job);
+  if (lane_bytes * lanes.size() > tiles_bytes_) {
+    tiles_.reset();
+    tiles_bytes_ = 0;
+    tiles_.reset(new std::byte[lane_bytes * lanes.size()]);
+    tiles_bytes_ = lane_bytes * lanes.size();
   }
 
-  std::vector<Lane> lanes;
-  size_t started = 0;
-  while (started < pieces || !lanes.empty()) {
-    while (started < pieces && lanes.size() < kWindow) lanes.push_back({started++, 0, {}, {}});
-    const size_t finished = std::erase_if(lanes, [&](Lane& lane) { return advance(job, lane); });
-    if (finished > 0 || lanes.empty() || transport_.poll()) continue;
+  size_t started = 0, running = lanes.size();
+  for (Lane& lane : lanes) {
+    lane.tiles = tiles_.get() + lane_bytes * started;
+    lane.piece = started++;
+  }
+  while (running > 0) {
+    bool finished = false;
+    for (Lane& lane : lanes) {
+      if (lane.piece >= pieces || !advance(job, lane)) continue;
+      finished = true;
+      lane.piece = started++;  // at or beyond the last piece the lane rests
+      lane.next_step = 0;
+      if (lane.piece >= pieces) --running;
+    }
+    if (finished || transport_.poll()) continue;
     look_around_();
-    transport_.sleep(deadline);
+    transport_.sleep(deadline, disturbed_);
   }
-}
-
-std::byte* Executor::scratch(size_t bytes) {
-  if (bytes > scratch_bytes_) {
-    scratch_.reset();
-    scratch_.reset(new std::byte[bytes]);
-    scratch_bytes_ = bytes;
-  }
-  return scratch_.get();
 }
 
 }  // namespace roundel::plan

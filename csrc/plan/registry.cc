@@ -14,7 +14,8 @@ const std::vector<Algorithm>& algorithms() {
       direct_alltoall,
       direct_alltoallv,
       direct_gather,
-      direct_scatter,  //
+      direct_scatter,      //
+      exchange_allreduce,  //
       pairwise_alltoall,
       pairwise_alltoallv,  //
       ring_allreduce,

@@ -36,8 +36,9 @@ Card make_card(const Job& job, const Address& address) {
   card.host = host_id(job);
   card.address_length = address.length;
   card.address = address.storage;
-  const std::string settings = format("protocol %d, ROUNDEL_TRANSPORT=%s, ROUNDEL_ALGORITHM=%s", kFrameVersion,
-                                      env::text("ROUNDEL_TRANSPORT").c_str(), env::text("ROUNDEL_ALGORITHM").c_str());
+  std::string settings = format("protocol %d", kFrameVersion);
+  for (const char* name : {"ROUNDEL_TRANSPORT", "ROUNDEL_ALGORITHM", "ROUNDEL_TCP_SOCKETS", "ROUNDEL_DEAD_SECONDS"})
+    settings += format(", %s=%s", name, env::text(name).c_str());
   std::strncpy(card.settings, settings.c_str(), sizeof card.settings - 1);
   return card;
 }

@@ -11,7 +11,7 @@ struct Card {
   std::array<uint8_t, 16> host{};
   uint32_t address_length = 0;
   sockaddr_storage address{};
-  char settings[76] = {};  // must be equal on all ranks
+  char settings[204] = {};  // must be equal on all ranks
 
   std::string settings_text() const;
 };

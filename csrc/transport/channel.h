@@ -16,6 +16,16 @@ class Channel {
   virtual size_t write(std::span<const iovec> parts) = 0;
   // Bytes read, 0 when there is nothing now. Throws PeerGone when the other end has closed and everything has been read.
   virtual size_t read(void* data, size_t bytes) = 0;
+  // The same into several places, one after another. Fewer bytes than there is room for: there is nothing more now.
+  virtual size_t read_into(std::span<const iovec> parts) {
+    size_t got = 0;
+    for (const iovec& part : parts) {
+      const size_t n = read(part.iov_base, part.iov_len);
+      got += n;
+      if (n < part.iov_len) break;
+    }
+    return got;
+  }
   // Descriptor to wait on, or -1 when the doorbell announces this channel's bytes.
   virtual int descriptor() const { return -1; }
   // Whether bytes travel over a network, where payloads are checksummed.

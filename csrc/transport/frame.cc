@@ -10,18 +10,24 @@ namespace {
 uint32_t crc_of(const FrameHeader& header) { return crc32c(&header, offsetof(FrameHeader, header_crc)); }
 }  // namespace
 
-FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, ConstBytes payload, bool with_crc) {
+FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, uint64_t length, uint16_t flags) {
   FrameHeader header;
-  header.flags = with_crc ? kHasPayloadCrc : 0;
+  header.flags = flags;
   header.epoch = epoch;
   header.source = static_cast<uint32_t>(source);
   header.sequence = tag.sequence;
   header.index = tag.index;
   header.signature = tag.signature;
-  header.length = payload.size();
-  header.payload_crc = with_crc ? crc32c(payload.data(), payload.size()) : 0;
-  header.header_crc = crc_of(header);
+  header.length = length;
   return header;
+}
+
+void seal(FrameHeader& header, ConstBytes payload, bool with_crc) {
+  if (with_crc && !payload.empty()) {
+    header.flags |= kHasPayloadCrc;
+    header.payload_crc = crc32c(payload.data(), payload.size());
+  }
+  header.header_crc = crc_of(header);
 }
 
 void validate(const FrameHeader& header, int expected_source) {

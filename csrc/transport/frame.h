@@ -9,9 +9,14 @@
 namespace roundel::transport {
 
 inline constexpr uint32_t kFrameMagic = 0x4c444e52;  // "RNDL"
-inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
+
+// Flags. A frame that announces or grants has no payload: `length` is that of the message it is about. See flow.h.
 inline constexpr uint16_t kHasPayloadCrc = 1;
+inline constexpr uint16_t kAnnounces = 2;  // a message waits for its receive
+inline constexpr uint16_t kGrants = 4;     // that receive is posted
+inline constexpr uint16_t kGranted = 8;    // the payload, sent on a grant
 
 // Point-to-point messages count apart from collectives, above this.
 inline constexpr uint64_t kPointToPoint = 1ull << 63;
@@ -31,7 +36,7 @@ struct FrameHeader {
   uint32_t source = 0;  // sending rank
   uint64_t sequence = 0;
   uint32_t index = 0;
-  uint32_t reserved = 0;
+  uint32_t credit = 0;  // flow control: units that the sender of this frame has consumed so far
   Signature signature;
   uint64_t length = 0;  // bytes of payload
   uint32_t payload_crc = 0;
@@ -39,7 +44,15 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == 64);
 
-FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, ConstBytes payload, bool with_crc);
+inline uint64_t payload_bytes(const FrameHeader& header) {
+  return (header.flags & (kAnnounces | kGrants)) != 0 ? 0 : header.length;
+}
+
+// A header for `length` bytes, to be completed by seal().
+FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, uint64_t length, uint16_t flags = 0);
+
+// Computes the checksums, of the payload too when `with_crc`. Right before writing: the payload is then in the cache.
+void seal(FrameHeader& header, ConstBytes payload, bool with_crc);
 
 // Throws CorruptFrame naming what is wrong (magic, checksum, version, source, length).
 void validate(const FrameHeader& header, int expected_source);

@@ -310,9 +310,16 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
 
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
                              Deadline deadline) {
-  std::map<int, Fd> admitted;
+  std::map<int, Fd> one_each;
+  for (auto& [rank, fd] : accept_each(listen_fd, self, role, expected, 1, deadline)) one_each.emplace(rank, std::move(fd));
+  return one_each;
+}
+
+std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
+                                   size_t each, Deadline deadline) {
+  std::multimap<int, Fd> admitted;
   std::list<Stranger> strangers;
-  while (admitted.size() < expected.size() && !deadline.passed()) {
+  while (admitted.size() < expected.size() * each && !deadline.passed()) {
     std::vector<pollfd> entries{{listen_fd, POLLIN, 0}};
     for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
     check_interrupt();
@@ -322,8 +329,9 @@ std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, con
       const auto fate = it->deadline.passed()      ? Stranger::Fate::Dropped
                         : entries[at].revents != 0 ? it->advance(self, role)
                                                    : Stranger::Fate::Pending;
-      if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end())
-        admitted.try_emplace(it->hello.from, std::move(it->fd));
+      if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end() &&
+          admitted.count(it->hello.from) < each)
+        admitted.emplace(it->hello.from, std::move(it->fd));
       it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);
     }
     if (entries[0].revents == 0) continue;

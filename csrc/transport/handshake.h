@@ -76,6 +76,9 @@ Fd connect_to(const Address& address, const Identity& self, int peer, Role role,
 // Strangers, other jobs and other epochs are dropped without an answer; so are other users at a unix socket.
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
                              Deadline deadline);
+// The same with `each` connections from every rank.
+std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
+                                   size_t each, Deadline deadline);
 
 // Whole-buffer transfers with a deadline on a connection that is set up already; throw Timeout, or PeerGone's text as Error.
 void send_all(int fd, const void* data, size_t bytes, Deadline deadline);

@@ -33,8 +33,8 @@ void check_job(const Job& job) {
     throw InvalidArgument("a job of several ranks needs a rendezvous address, got none");
 }
 
-std::map<int, std::unique_ptr<Channel>> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
-                                                     Deadline deadline) {
+std::map<int, StreamTransport::Channels> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
+                                                      Deadline deadline) {
   std::map<int, Address> lower;
   std::vector<int> higher;
   for (int r = 0; r < world.size; ++r) {
@@ -93,13 +93,13 @@ std::unique_ptr<World> open_world(const Job& job) {
     world->private_bell = std::make_unique<Doorbell>(world->private_bell_state.get(), std::move(event));
   }
 
-  std::vector<std::unique_ptr<Channel>> channels(static_cast<size_t>(job.size));
-  for (auto& [rank, channel] : open_sockets(*world, identity, met, deadline))
-    channels[static_cast<size_t>(rank)] = std::move(channel);
+  std::vector<StreamTransport::Channels> channels(static_cast<size_t>(job.size));
+  for (auto& [rank, sockets] : open_sockets(*world, identity, met, deadline))
+    channels[static_cast<size_t>(rank)] = std::move(sockets);
   if (world->memory != nullptr)
     for (int i = 0; i < world->memory->size(); ++i)
       if (i != world->memory->index())
-        channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])] = world->memory->channel(i);
+        channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])].push_back(world->memory->channel(i));
   world->transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world->bell(), world->spin);
   world->monitor = std::make_unique<Monitor>(
       identity, std::move(met.controls), std::move(watches), [bell = &world->bell()] { bell->ring(); },

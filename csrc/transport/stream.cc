@@ -4,67 +4,95 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
-#include "base/crc32c.h"
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
 
 namespace roundel::transport {
 namespace {
-constexpr size_t kMaxEarly = 64u << 20;
-constexpr size_t kHeader = sizeof(FrameHeader);
+
+// Credit is counted in units, so that 32 bits of a header hold it. The sum of all peers' credits stays below kAllCredit in a
+// job of up to 64 ranks.
+constexpr size_t kUnit = 64;
+constexpr size_t kAllCredit = 64u << 20, kLeastCredit = 1u << 20, kMostCredit = 8u << 20;
+constexpr uint32_t kBookkeeping = 2;       // units that a message of no bytes costs its receiver
+constexpr size_t kMaxAnnounced = 64;       // point-to-point messages announced to one peer at a time; the rest wait unannounced
+constexpr size_t kWorthATurn = 32u << 10;  // smaller payloads do not keep a socket busy
+constexpr double kClosing = 1;             // seconds between the ends of two channels of a peer that closes all of them
+
+uint32_t units_of(size_t bytes) { return static_cast<uint32_t>((bytes + kUnit - 1) / kUnit) + kBookkeeping; }
+
 }  // namespace
+
+size_t credit_bytes(int size) { return std::clamp(kAllCredit / static_cast<size_t>(size), kLeastCredit, kMostCredit); }
 
 struct StreamTransport::Peer {
   int rank = -1;
-  std::unique_ptr<Channel> channel;
-  bool closed = false;
-  bool wants_write = false, wants_read = true;  // as told to epoll
-
-  std::deque<Outgoing> out;
-
-  // The frame being read: its header until `got` reaches kHeader, then its payload into `into`.
-  FrameHeader header;
-  size_t got = 0;
-  Bytes into;
-  uint32_t crc = 0;
-  enum class Fate { Posted, Early, Dropped } fate = Fate::Dropped;
-  Key key;
-  std::vector<std::byte> dropped;
-  bool reading() const { return got >= kHeader && into.data() != nullptr; }  // a payload has been begun
+  std::vector<std::unique_ptr<Stripe>> stripes;
+  size_t next_stripe = 0;
+  bool local = false;  // the doorbell announces its bytes
+  Clock::time_point first_closed{};
 
   std::map<Key, Posted> posted;
   std::map<Key, Early> early;
+  std::map<Key, Announced> announced;  // its messages that wait for our receives
   size_t early_bytes = 0;
+
+  std::map<Key, Waiting> waiting;  // our messages that it has to grant
+  std::deque<Waiting> held;        // point-to-point messages that are not announced yet
+  size_t announced_transfers = 0;
+
+  // Units of all unasked messages, modulo 2^32: sent by us, consumed by it as far as we know, consumed by us.
+  uint32_t sent = 0, acknowledged = 0, consumed = 0;
+  uint32_t in_flight() const { return sent - acknowledged; }
+
+  bool awaits() const { return !posted.empty() || !waiting.empty(); }
+  bool sending() const {
+    return std::any_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return !stripe->idle(); });
+  }
+  bool ended() const {
+    return std::all_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return stripe->closed(); });
+  }
+  // Nothing comes any more; also when a single channel has ended and the others did not follow.
+  bool gone() {
+    if (ended()) return true;
+    if (std::none_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return stripe->closed(); })) return false;
+    if (first_closed == Clock::time_point{}) first_closed = Clock::now();
+    return Clock::now() - first_closed > std::chrono::duration<double>(kClosing);
+  }
 };
 
-StreamTransport::StreamTransport(const Identity& identity, std::vector<std::unique_ptr<Channel>> channels, Doorbell* bell,
-                                 double spin_seconds)
+StreamTransport::StreamTransport(const Identity& identity, std::vector<Channels> channels, Doorbell* bell, double spin_seconds)
     : identity_(identity),
+      credit_(static_cast<uint32_t>(credit_bytes(identity.size) / kUnit)),
       peers_(channels.size()),
       bell_(bell),
       backoff_(spin_seconds),
-      epoll_(::epoll_create1(EPOLL_CLOEXEC)),
-      crc_(env::flag("ROUNDEL_CRC")) {
+      epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
   if (!epoll_) throw system_error("epoll_create1", errno);
+  const bool crc = env::flag("ROUNDEL_CRC");
   epoll_event bell_event{EPOLLIN, {.ptr = nullptr}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, bell_->event(), &bell_event) != 0) throw system_error("epoll_ctl", errno);
   for (size_t r = 0; r < channels.size(); ++r) {
     Peer& peer = peers_[r];
     peer.rank = static_cast<int>(r);
-    if (channels[r] == nullptr) continue;
-    peer.channel = std::move(channels[r]);
+    if (channels[r].empty()) continue;
     connected_.push_back(&peer);
-    if (peer.channel->descriptor() < 0) continue;
-    epoll_event event{EPOLLIN, {.ptr = &peer}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, peer.channel->descriptor(), &event) != 0)
-      throw system_error("epoll_ctl", errno);
+    for (auto& channel : channels[r]) {
+      const int descriptor = channel->descriptor();
+      peer.stripes.push_back(std::make_unique<Stripe>(identity_.rank, peer.rank, std::move(channel), crc));
+      peer.local = descriptor < 0;
+      if (peer.local) continue;
+      epoll_event event{EPOLLIN, {.ptr = peer.stripes.back().get()}};
+      if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) throw system_error("epoll_ctl", errno);
+    }
   }
 }
 
 StreamTransport::~StreamTransport() = default;
+
+StreamTransport::Peer& StreamTransport::peer_at(int rank) { return peers_[static_cast<size_t>(rank)]; }
 
 Ticket StreamTransport::open_ticket() {
   if (abandoned_) throw Error(format("rank %d: this communicator ended with an earlier error", identity_.rank));
@@ -91,235 +119,290 @@ bool StreamTransport::test(Ticket ticket) {
   return true;
 }
 
+// All messages of a collective have one signature, so a peer's that differs is noticed as soon as it comes.
+void StreamTransport::note(const Tag& tag) {
+  if (tag.sequence < kPointToPoint) current_ = tag;
+}
+
+// -- sending
+
+void StreamTransport::queue(Peer& peer, const Tag& tag, uint64_t length, uint16_t flags, ConstBytes payload,
+                            std::optional<Ticket> ticket) {
+  // The stripe with the least to do; among equals in turn for what is worth a turn.
+  const size_t count = peer.stripes.size();
+  size_t best = peer.next_stripe;
+  for (size_t i = 1; i < count; ++i) {
+    const size_t other = (peer.next_stripe + i) % count;
+    if (peer.stripes[other]->queued_bytes() < peer.stripes[best]->queued_bytes()) best = other;
+  }
+  if (payload.size() >= kWorthATurn) peer.next_stripe = (best + 1) % count;
+  Stripe& stripe = *peer.stripes[best];
+  const bool first = stripe.idle();
+  stripe.queue({make_header(identity_.epoch, identity_.rank, tag, length, flags), payload, ticket});
+  if (first) flush(peer, stripe);
+}
+
+void StreamTransport::send_eagerly(Peer& peer, const Waiting& message) {
+  peer.sent += units_of(message.bytes.size());
+  queue(peer, message.tag, message.bytes.size(), 0, message.bytes, message.ticket);
+}
+
+void StreamTransport::announce(Peer& peer, const Waiting& message) {
+  const bool fresh = peer.waiting.try_emplace({message.tag.sequence, message.tag.index}, message).second;
+  ROUNDEL_CHECK(fresh);
+  if (message.tag.sequence >= kPointToPoint) ++peer.announced_transfers;
+  queue(peer, message.tag, message.bytes.size(), kAnnounces, {}, std::nullopt);
+}
+
 Ticket StreamTransport::send(int peer_rank, const Tag& tag, ConstBytes bytes) {
   ROUNDEL_CHECK(bytes.size() <= kMaxPayload && peer_rank != identity_.rank);
-  const Ticket ticket = open_ticket();
-  Peer& peer = peers_[static_cast<size_t>(peer_rank)];
-  const bool checked = crc_ && peer.channel->leaves_host();
-  peer.out.push_back({make_header(identity_.epoch, identity_.rank, tag, bytes, checked), bytes, 0, ticket});
+  const Waiting message{tag, bytes, open_ticket()};
+  note(tag);
+  Peer& peer = peer_at(peer_rank);
+  // Half-way through the credit one message asks for it, and the others go on meanwhile.
+  const bool asks = peer.in_flight() > credit_ / 2 && peer.waiting.empty();
+  const bool transfer = tag.sequence >= kPointToPoint;
+  if (transfer && (!peer.held.empty() || peer.announced_transfers >= kMaxAnnounced))
+    peer.held.push_back(message);
+  else if (asks || peer.in_flight() + uint64_t{units_of(bytes.size())} > credit_)
+    announce(peer, message);
+  else
+    send_eagerly(peer, message);
   failpoint::pass(failpoint::Point::StreamQueued);
-  if (peer.out.size() == 1) flush(peer);
-  return ticket;
+  return message.ticket;
 }
+
+void StreamTransport::release_held(Peer& peer) {
+  while (!peer.held.empty()) {
+    const Waiting message = peer.held.front();
+    const bool fits = peer.in_flight() + uint64_t{units_of(message.bytes.size())} <= credit_ / 2;
+    if (!fits && peer.announced_transfers >= kMaxAnnounced) return;
+    peer.held.pop_front();
+    if (fits)
+      send_eagerly(peer, message);
+    else
+      announce(peer, message);
+  }
+}
+
+void StreamTransport::before_write(Stripe& stripe, FrameHeader& header) { header.credit = peer_at(stripe.peer()).consumed; }
+
+bool StreamTransport::flush(Peer& peer, Stripe& stripe) {
+  try {
+    return stripe.flush(*this);
+  } catch (const PeerGone&) {
+    stripe.close();
+    raise_gone(peer);
+  }
+}
+
+// -- receiving
 
 Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   ROUNDEL_CHECK(bytes.size() <= kMaxPayload && peer_rank != identity_.rank);
   const Ticket ticket = open_ticket();
-  Peer& peer = peers_[static_cast<size_t>(peer_rank)];
+  note(tag);
+  Peer& peer = peer_at(peer_rank);
   const Key key{tag.sequence, tag.index};
-  const auto first = peer.early.lower_bound({tag.sequence, 0});  // any early message of this operation shows its signature
-  if (first != peer.early.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
+  // Any message of this operation shows its signature.
+  if (const auto first = peer.early.lower_bound({tag.sequence, 0});
+      first != peer.early.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
     raise_mismatch(peer_rank, tag.signature, first->second.signature);
-  const auto found = peer.early.find(key);
-  if (found == peer.early.end()) {
-    const bool fresh = peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket}).second;
-    ROUNDEL_CHECK(fresh);
-    return ticket;
-  }
-  std::vector<std::byte>& message = found->second.bytes;
-  if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, found->second.signature);
-  if (peer.reading() && peer.fate == Peer::Fate::Early &&
-      peer.key == key) {  // half of it is here: the rest goes straight to its place
-    std::copy_n(message.begin(), peer.got - kHeader, bytes.begin());
-    peer.fate = Peer::Fate::Posted;
-    peer.into = bytes;
-    peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket});
+  if (const auto first = peer.announced.lower_bound({tag.sequence, 0});
+      first != peer.announced.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
+    raise_mismatch(peer_rank, tag.signature, first->second.signature);
+
+  const auto early = peer.early.find(key);
+  if (early != peer.early.end()) {
+    std::vector<std::byte>& message = early->second.bytes;
+    if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, early->second.signature);
     peer.early_bytes -= message.size();
-    peer.early.erase(found);
+    const auto half = std::find_if(peer.stripes.begin(), peer.stripes.end(),
+                                   [&](const auto& stripe) { return stripe->reading(key, Stripe::Fate::Early); });
+    if (half != peer.stripes.end()) {  // half of it is here: the rest goes straight to its place
+      (*half)->redirect(bytes);
+      (*half)->fate = Stripe::Fate::Posted;
+      peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket, true});
+    } else {
+      std::copy(message.begin(), message.end(), bytes.begin());
+      peer.consumed += units_of(bytes.size());
+      close_ticket(ticket);
+    }
+    peer.early.erase(early);
     return ticket;
   }
-  std::copy(message.begin(), message.end(), bytes.begin());
-  peer.early_bytes -= message.size();
-  peer.early.erase(found);
-  if (!peer.wants_read) watch_descriptor(peer, peer.wants_write, true);
-  close_ticket(ticket);
+  const bool fresh = peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket}).second;
+  ROUNDEL_CHECK(fresh);
+  if (const auto found = peer.announced.find(key); found != peer.announced.end()) {
+    if (found->second.length != bytes.size()) raise_mismatch(peer_rank, tag.signature, found->second.signature);
+    peer.announced.erase(found);
+    queue(peer, tag, bytes.size(), kGrants, {}, std::nullopt);
+  }
   return ticket;
 }
 
-bool StreamTransport::flush(Peer& peer) {
-  bool moved = false;
-  while (!peer.out.empty()) {
-    Outgoing& front = peer.out.front();
-    iovec parts[2];
-    size_t count = 0;
-    if (front.sent < kHeader) parts[count++] = {reinterpret_cast<std::byte*>(&front.header) + front.sent, kHeader - front.sent};
-    const size_t payload_sent = front.sent > kHeader ? front.sent - kHeader : 0;
-    if (payload_sent < front.payload.size())
-      parts[count++] = {const_cast<std::byte*>(front.payload.data()) + payload_sent, front.payload.size() - payload_sent};
-    if (front.sent < kHeader && failpoint::wants(failpoint::Point::StreamHeaderSent)) count = 1;
-    if (failpoint::wants(failpoint::Point::StreamHalfSent)) parts[count - 1].iov_len = (parts[count - 1].iov_len + 1) / 2;
-    try {
-      const size_t wrote = peer.channel->write({parts, count});
-      front.sent += wrote;
-      moved |= wrote > 0;
-    } catch (const PeerGone&) {
-      peer.closed = true;
-      raise_gone(peer);
-    }
-    if (front.sent == kHeader && !front.payload.empty()) failpoint::pass(failpoint::Point::StreamHeaderSent);
-    if (front.sent > kHeader && front.sent < kHeader + front.payload.size()) failpoint::pass(failpoint::Point::StreamHalfSent);
-    if (front.sent < kHeader + front.payload.size()) break;
-    close_ticket(front.ticket);
-    peer.out.pop_front();
-  }
-  if (peer.wants_write == peer.out.empty()) watch_descriptor(peer, !peer.out.empty(), peer.wants_read);
-  return moved;
-}
-
-// Decides where the payload of a validated header goes. False: leave the channel unread for now.
-bool StreamTransport::begin_payload(Peer& peer) {
-  const FrameHeader& header = peer.header;
-  peer.key = {header.sequence, header.index};
-  peer.crc = 0;
-  if (!peer.wants_read) watch_descriptor(peer, peer.wants_write, true);
-  if (header.epoch != identity_.epoch) {  // from before a restart: read and forget
-    peer.fate = Peer::Fate::Dropped;
-    peer.dropped.resize(header.length);
-    peer.into = peer.dropped;
-    return true;
-  }
+// Throws when a message shows that its sender called something else.
+void StreamTransport::check_signature(const Peer& peer, const FrameHeader& header) const {
   if (header.sequence <= retired_) raise_stale(peer.rank, header.sequence, header.signature);
+  if (header.sequence == current_.sequence && header.signature != current_.signature)
+    raise_mismatch(peer.rank, current_.signature, header.signature);
   const auto posted = peer.posted.lower_bound({header.sequence, 0});
   if (posted != peer.posted.end() && posted->first.first == header.sequence && posted->second.signature != header.signature)
     raise_mismatch(peer.rank, posted->second.signature, header.signature);
-  const auto exact = peer.posted.find(peer.key);
-  if (exact != peer.posted.end()) {
-    if (exact->second.into.size() != header.length) raise_mismatch(peer.rank, exact->second.signature, header.signature);
-    peer.fate = Peer::Fate::Posted;
-    peer.into = exact->second.into;
-    return true;
+}
+
+void StreamTransport::announced(Peer& peer, const FrameHeader& header) {
+  check_signature(peer, header);
+  const Key key{header.sequence, header.index};
+  const auto posted = peer.posted.find(key);
+  if (posted == peer.posted.end()) {
+    peer.announced[key] = {header.signature, header.length};
+    return;
   }
-  if (peer.early_bytes > 0 && peer.early_bytes + header.length > kMaxEarly && peer.posted.empty()) {
-    if (peer.wants_read) watch_descriptor(peer, peer.wants_write, false);
-    return false;
+  if (posted->second.into.size() != header.length) raise_mismatch(peer.rank, posted->second.signature, header.signature);
+  queue(peer, {header.sequence, header.index, header.signature}, header.length, kGrants, {}, std::nullopt);
+}
+
+void StreamTransport::granted(Peer& peer, const FrameHeader& header) {
+  const auto found = peer.waiting.find({header.sequence, header.index});
+  if (found == peer.waiting.end())
+    throw CorruptFrame(format("rank %d: rank %d asks for a message that was not announced to it", identity_.rank, peer.rank));
+  const Waiting message = found->second;
+  peer.waiting.erase(found);
+  if (header.sequence >= kPointToPoint) --peer.announced_transfers;
+  queue(peer, message.tag, message.bytes.size(), kGranted, message.bytes, message.ticket);
+  release_held(peer);
+}
+
+Bytes StreamTransport::begin_payload(Stripe& stripe, const FrameHeader& header) {
+  Peer& peer = peer_at(stripe.peer());
+  stripe.fate = Stripe::Fate::Dropped;
+  if (header.epoch != identity_.epoch) {  // from before a restart: read and forget
+    stripe.dropped.resize(payload_bytes(header));
+    return stripe.dropped;
   }
-  Early& early = peer.early[peer.key];
+  if (static_cast<int32_t>(header.credit - peer.acknowledged) > 0) {  // headers of several stripes may overtake each other
+    peer.acknowledged = header.credit;
+    release_held(peer);
+  }
+  if ((header.flags & kAnnounces) != 0) return announced(peer, header), Bytes{};
+  if ((header.flags & kGrants) != 0) return granted(peer, header), Bytes{};
+  check_signature(peer, header);
+  const Key key{header.sequence, header.index};
+  const auto posted = peer.posted.find(key);
+  if (posted != peer.posted.end() ? posted->second.arriving : peer.early.contains(key))
+    throw CorruptFrame(format("rank %d: a message from rank %d came twice (%s)", identity_.rank, peer.rank,
+                              header.signature.describe().c_str()));
+  if (posted != peer.posted.end()) {
+    if (posted->second.into.size() != header.length) raise_mismatch(peer.rank, posted->second.signature, header.signature);
+    stripe.fate = Stripe::Fate::Posted;
+    posted->second.arriving = true;
+    return posted->second.into;
+  }
+  if (peer.early_bytes + header.length > credit_ * kUnit)
+    throw CorruptFrame(format("rank %d: rank %d sends more than it has credit for", identity_.rank, peer.rank));
+  Early& early = peer.early[key];
   early.signature = header.signature;
   early.bytes.resize(header.length);
   peer.early_bytes += header.length;
-  peer.fate = Peer::Fate::Early;
-  peer.into = early.bytes;
-  return true;
+  stripe.fate = Stripe::Fate::Early;
+  return early.bytes;
 }
 
-void StreamTransport::finish_payload(Peer& peer) {
-  if ((peer.header.flags & kHasPayloadCrc) != 0 && peer.crc != peer.header.payload_crc)
-    throw CorruptFrame(format("rank %d: a payload from rank %d (%s) failed its checksum", identity_.rank, peer.rank,
-                              peer.header.signature.describe().c_str()));
+void StreamTransport::finish_payload(Stripe& stripe, const FrameHeader& header) {
   failpoint::pass(failpoint::Point::StreamMatched);
-  if (peer.fate == Peer::Fate::Posted) {
-    const auto posted = peer.posted.find(peer.key);
-    close_ticket(posted->second.ticket);
-    peer.posted.erase(posted);
-  }
-  peer.dropped.clear();
-  peer.into = {};
-  peer.got = 0;
+  Peer& peer = peer_at(stripe.peer());
+  if (stripe.fate != Stripe::Fate::Posted) return;
+  const auto posted = peer.posted.find({header.sequence, header.index});
+  close_ticket(posted->second.ticket);
+  peer.posted.erase(posted);
+  if ((header.flags & kGranted) == 0) peer.consumed += units_of(header.length);
 }
 
-// Reads frames until the channel is empty. A complete header that must wait stays in peer.header with got == kHeader and no
-// payload begun.
-bool StreamTransport::pump(Peer& peer) {
-  bool moved = false;
-  for (;;) {
-    size_t n = 0;
-    try {
-      if (peer.got < kHeader) {
-        n = peer.channel->read(reinterpret_cast<std::byte*>(&peer.header) + peer.got, kHeader - peer.got);
-        peer.got += n;
-        if (peer.got < kHeader) {
-          if (n == 0) return moved;
-          continue;
-        }
-        failpoint::pass(failpoint::Point::StreamHeaderReceived, &peer.header, kHeader);
-        validate(peer.header, peer.rank);
-      }
-      if (!peer.reading() && !begin_payload(peer)) return moved;
-      const size_t done = peer.got - kHeader;
-      if (done < peer.header.length) {
-        n = peer.channel->read(peer.into.data() + done, peer.header.length - done);
-        if (n == 0) return moved;
-        failpoint::pass(failpoint::Point::StreamReceived, peer.into.data() + done, n);
-        if ((peer.header.flags & kHasPayloadCrc) != 0) peer.crc = crc32c(peer.into.data() + done, n, peer.crc);
-        peer.got += n;
-        moved = true;
-      }
-      if (peer.got == kHeader + peer.header.length) {
-        finish_payload(peer);
-        moved = true;
-      }
-    } catch (const PeerGone&) {
-      peer.closed = true;
-      if (peer.channel->descriptor() >= 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.channel->descriptor(), nullptr);
-      return moved;
-    }
-  }
+bool StreamTransport::pump(Stripe& stripe) {
+  if (stripe.closed()) return false;
+  const bool moved = stripe.pump(*this);
+  if (stripe.closed() && stripe.channel().descriptor() >= 0)
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stripe.channel().descriptor(), nullptr);
+  return moved;
 }
+
+// -- waiting
 
 bool StreamTransport::poll() {
   bool moved = false;
   for (Peer* peer : connected_) {
-    if (!peer->out.empty()) {
-      if (peer->closed) raise_gone(*peer);
-      moved |= flush(*peer);
-    }
-    if (!peer->closed && (peer->channel->descriptor() < 0 || !peer->posted.empty())) moved |= pump(*peer);
-    if (peer->closed && !peer->posted.empty()) raise_gone(*peer);
+    for (const auto& stripe : peer->stripes)
+      if (!stripe->idle()) moved |= flush(*peer, *stripe);
+    if (peer->local || peer->awaits())
+      for (const auto& stripe : peer->stripes) moved |= pump(*stripe);
+    if ((peer->awaits() || peer->sending()) && peer->gone()) raise_gone(*peer);
   }
   if (moved) backoff_.reset();
   return moved;
 }
 
-void StreamTransport::sleep(Deadline deadline) {
+void StreamTransport::sleep(Deadline deadline, const Disturbed& disturbed) {
   if (backoff_.again()) return;
   bell_->announce_event_sleep();
-  if (!poll()) {
+  if (!poll() && !disturbed()) {
+    watch_writable();
     epoll_event events[16];
     const int ready = ::epoll_wait(epoll_.get(), events, 16, deadline.milliseconds_left(100));
     for (int i = 0; i < ready; ++i)
-      if (auto* peer = static_cast<Peer*>(events[i].data.ptr); peer != nullptr && !peer->closed && peer->wants_read)
-        pump(*peer);
+      if (auto* stripe = static_cast<Stripe*>(events[i].data.ptr); stripe != nullptr) pump(*stripe);
   }
   bell_->awake();
   backoff_.reset();
 }
 
-void StreamTransport::watch_descriptor(Peer& peer, bool writable, bool readable) {
-  peer.wants_write = writable;
-  peer.wants_read = readable;
-  if (peer.channel->descriptor() < 0 || peer.closed) return;
-  epoll_event event{(readable ? EPOLLIN : 0u) | (writable ? EPOLLOUT : 0u), {.ptr = &peer}};
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, peer.channel->descriptor(), &event);
+void StreamTransport::watch_writable() {
+  for (Peer* peer : connected_) {
+    if (peer->local) continue;
+    for (const auto& stripe : peer->stripes) {
+      if (stripe->closed() || stripe->wants_write == !stripe->idle()) continue;
+      stripe->wants_write = !stripe->idle();
+      epoll_event event{EPOLLIN | (stripe->wants_write ? EPOLLOUT : 0u), {.ptr = stripe.get()}};
+      ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stripe->channel().descriptor(), &event);
+    }
+  }
 }
 
 void StreamTransport::retire(const Tag& tag) {
   failpoint::pass(failpoint::Point::StreamRetire);
   retired_ = tag.sequence;
   remembered_[tag.sequence % kRemembered] = tag.signature;
-  for (const Peer* peer : connected_)
+  for (const Peer* peer : connected_) {
     if (const auto first = peer->early.begin(); first != peer->early.end() && first->first.first <= retired_)
       raise_stale(peer->rank, first->first.first, first->second.signature);
+    if (const auto first = peer->announced.begin(); first != peer->announced.end() && first->first.first <= retired_)
+      raise_stale(peer->rank, first->first.first, first->second.signature);
+  }
 }
 
 std::vector<int> StreamTransport::waiting_for() const {
   std::vector<int> ranks;
   for (const Peer* peer : connected_)
-    if (!peer->posted.empty() || !peer->out.empty()) ranks.push_back(peer->rank);
+    if (peer->awaits() || peer->sending()) ranks.push_back(peer->rank);
   return ranks;
 }
 
 bool StreamTransport::exhausted(int peer_rank) const {
   const Peer& peer = peers_[static_cast<size_t>(peer_rank)];
-  return peer.channel == nullptr || peer.channel->descriptor() < 0 || peer.closed || !peer.out.empty();
+  return peer.stripes.empty() || peer.local || peer.ended() || peer.sending() || !peer.waiting.empty();
 }
+
+size_t StreamTransport::kept_bytes(int peer) const { return peers_[static_cast<size_t>(peer)].early_bytes; }
 
 void StreamTransport::abandon() {
   abandoned_ = true;
   for (Peer* peer : connected_) {
-    peer->closed = true;
-    peer->out.clear();
+    for (const auto& stripe : peer->stripes) stripe->close();
     peer->posted.clear();
     peer->early.clear();
+    peer->announced.clear();
+    peer->waiting.clear();
+    peer->held.clear();
   }
 }
 

@@ -1,80 +1,106 @@
-// Messages over byte streams: frames, matching by tag, checksums, back-pressure. Works over any mix of channels, so that a job
-// whose ranks share hosts in part needs nothing else.
+// Messages over byte streams: matching by tag, striping, flow control. Works over any mix of channels, so that a job whose
+// ranks share hosts in part needs nothing else.
 //
-// A message whose receive is already posted goes straight to its destination. One that comes early is kept, up to kMaxEarly
-// bytes per peer; then that peer's channel is left unread until something from that peer is waited for.
+// A message whose receive is posted already goes straight to its destination; one that comes early is kept. How much a peer may
+// make us keep is bounded by its credit: it sends at most that many bytes that we have not consumed. Beyond, it announces a
+// message in a frame of its own, and sends it when we grant it, which we do as soon as its receive is posted. So what is waited
+// for always comes through, whatever nobody asked for yet. Every header tells what its sender has consumed so far; a grant is
+// sent only to a rank that waits for it, so that nothing is ever under way to one that has finished and closed.
+//
+// With several channels to a peer, frames take whichever has the least to do: tags match them, in any order.
 #pragma once
 
 #include <array>
 #include <deque>
 #include <map>
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include "transport/channel.h"
 #include "transport/doorbell.h"
 #include "transport/monitor.h"
+#include "transport/stripe.h"
 #include "transport/transport.h"
 
 namespace roundel::transport {
 
-class StreamTransport final : public Transport {
+// What a peer may send unasked to each rank of a job of `size` ranks.
+size_t credit_bytes(int size);
+
+class StreamTransport final : public Transport, private FrameSink {
  public:
-  // channels[r] leads to rank r; null for this rank itself.
-  StreamTransport(const Identity& identity, std::vector<std::unique_ptr<Channel>> channels, Doorbell* bell,
-                  double spin_seconds);
+  using Channels = std::vector<std::unique_ptr<Channel>>;
+  // channels[r] lead to rank r; none to this rank itself.
+  StreamTransport(const Identity& identity, std::vector<Channels> channels, Doorbell* bell, double spin_seconds);
   ~StreamTransport() override;
 
   Ticket send(int peer, const Tag& tag, ConstBytes bytes) override;
   Ticket recv(int peer, const Tag& tag, Bytes bytes) override;
   bool test(Ticket ticket) override;
   bool poll() override;
-  void sleep(Deadline deadline) override;
+  void sleep(Deadline deadline, const Disturbed& disturbed) override;
   void retire(const Tag& tag) override;
   std::vector<int> waiting_for() const override;
   bool exhausted(int peer) const override;
   void abandon() override;
 
+  // Bytes of early messages from a peer that are kept here now.
+  size_t kept_bytes(int peer) const;
+
  private:
-  struct Outgoing {
-    FrameHeader header;
-    ConstBytes payload;
-    size_t sent = 0;  // of header and payload together
-    Ticket ticket;
-  };
   static constexpr size_t kRemembered = 16;
-  using Key = std::pair<uint64_t, uint32_t>;  // sequence, index
   struct Posted {
     Signature signature;
     Bytes into;
     Ticket ticket;
+    bool arriving = false;
   };
   struct Early {
     Signature signature;
     std::vector<std::byte> bytes;
   };
+  struct Announced {
+    Signature signature;
+    uint64_t length;
+  };
+  struct Waiting {
+    Tag tag;
+    ConstBytes bytes;
+    Ticket ticket;
+  };
   struct Peer;
+
+  void before_write(Stripe& stripe, FrameHeader& header) override;
+  void written(Ticket ticket) override { close_ticket(ticket); }
+  Bytes begin_payload(Stripe& stripe, const FrameHeader& header) override;
+  void finish_payload(Stripe& stripe, const FrameHeader& header) override;
 
   Ticket open_ticket();
   void close_ticket(Ticket ticket);
-  bool flush(Peer& peer);
-  bool pump(Peer& peer);
-  bool begin_payload(Peer& peer);
-  void finish_payload(Peer& peer);
-  void watch_descriptor(Peer& peer, bool writable, bool readable);
+  Peer& peer_at(int rank);
+  void note(const Tag& tag);
+  void queue(Peer& peer, const Tag& tag, uint64_t length, uint16_t flags, ConstBytes payload, std::optional<Ticket> ticket);
+  void send_eagerly(Peer& peer, const Waiting& message);
+  void announce(Peer& peer, const Waiting& message);
+  void release_held(Peer& peer);
+  void announced(Peer& peer, const FrameHeader& header);
+  void granted(Peer& peer, const FrameHeader& header);
+  void check_signature(const Peer& peer, const FrameHeader& header) const;
+  bool flush(Peer& peer, Stripe& stripe);
+  bool pump(Stripe& stripe);
+  void watch_writable();
   [[noreturn]] void raise_mismatch(int peer, const Signature& ours, const Signature& theirs) const;
   [[noreturn]] void raise_stale(int peer, uint64_t sequence, const Signature& theirs) const;
   [[noreturn]] void raise_gone(const Peer& peer) const;
 
   Member identity_;
+  uint32_t credit_;  // in units
   std::vector<Peer> peers_;
   std::vector<Peer*> connected_;
   Doorbell* bell_;
   Backoff backoff_;
   Fd epoll_;
-  bool crc_;
   bool abandoned_ = false;
+  Tag current_;                                    // the collective that was begun last
   uint64_t retired_ = 0;                           // the last complete collective
   std::array<Signature, kRemembered> remembered_;  // what the last ones were, by sequence modulo kRemembered, for error texts
   std::vector<std::pair<uint32_t, bool>> slots_;   // generation, done

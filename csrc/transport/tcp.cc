@@ -4,6 +4,7 @@
 
 #include <cerrno>
 
+#include "base/env.h"
 #include "base/error.h"
 
 namespace roundel::transport {
@@ -28,8 +29,16 @@ class TcpChannel final : public Channel {
   }
 
   size_t read(void* data, size_t bytes) override {
+    const iovec part{data, bytes};
+    return read_into({&part, 1});
+  }
+
+  size_t read_into(std::span<const iovec> parts) override {
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(parts.data());
+    message.msg_iovlen = parts.size();
     for (;;) {
-      const ssize_t n = ::recv(fd_.get(), data, bytes, MSG_DONTWAIT);
+      const ssize_t n = ::recvmsg(fd_.get(), &message, MSG_DONTWAIT);
       if (n > 0) return static_cast<size_t>(n);
       if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return 0;
       if (n == 0 || errno != EINTR) throw PeerGone{};
@@ -45,16 +54,21 @@ class TcpChannel final : public Channel {
 
 }  // namespace
 
-std::map<int, std::unique_ptr<Channel>> open_tcp(const Identity& identity, int listen_fd, const std::map<int, Address>& lower,
-                                                 const std::vector<int>& higher, Deadline deadline) {
-  std::map<int, std::unique_ptr<Channel>> channels;
+std::unique_ptr<Channel> socket_channel(Fd socket) { return std::make_unique<TcpChannel>(std::move(socket)); }
+
+std::map<int, std::vector<std::unique_ptr<Channel>>> open_tcp(const Identity& identity, int listen_fd,
+                                                              const std::map<int, Address>& lower,
+                                                              const std::vector<int>& higher, Deadline deadline) {
+  const auto sockets = static_cast<size_t>(env::number("ROUNDEL_TCP_SOCKETS", 1, 16));
+  std::map<int, std::vector<std::unique_ptr<Channel>>> channels;
   for (const auto& [rank, address] : lower)
-    channels[rank] = std::make_unique<TcpChannel>(connect_to(address, identity, rank, Role::Data, deadline));
-  for (auto& [rank, fd] : accept_all(listen_fd, identity, Role::Data, higher, deadline))
-    channels[rank] = std::make_unique<TcpChannel>(std::move(fd));
+    for (size_t i = 0; i < sockets; ++i)
+      channels[rank].push_back(socket_channel(connect_to(address, identity, rank, Role::Data, deadline)));
+  for (auto& [rank, fd] : accept_each(listen_fd, identity, Role::Data, higher, sockets, deadline))
+    channels[rank].push_back(socket_channel(std::move(fd)));
   std::vector<int> missing;
   for (const int rank : higher)
-    if (!channels.contains(rank)) missing.push_back(rank);
+    if (channels[rank].size() < sockets) missing.push_back(rank);
   if (!missing.empty())
     throw Timeout(format("rank %d: no connection from rank %s in time", identity.rank, join_ranks(missing).c_str()));
   return channels;

@@ -3,6 +3,7 @@
 // at all.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "base/clock.h"
@@ -27,8 +28,10 @@ class Transport {
   virtual bool test(Ticket ticket) = 0;
   // Moves what can be moved now; true when anything did.
   virtual bool poll() = 0;
-  // Sleeps until something can be moved, the doorbell rings, or the deadline; at most 100 ms.
-  virtual void sleep(Deadline deadline) = 0;
+  // Sleeps until something can be moved, the doorbell rings, or the deadline; at most 100 ms. Does not begin to sleep once
+  // `disturbed`, which it asks after it can be woken: who changes something and then rings is always noticed.
+  using Disturbed = std::function<bool()>;
+  virtual void sleep(Deadline deadline, const Disturbed& disturbed) = 0;
   // The collective with this tag is complete here: a message of it, or of one before it, that nobody claimed or that comes
   // later means that its sender called something else; it throws Mismatch.
   virtual void retire(const Tag& tag) = 0;

@@ -18,7 +18,9 @@ FrameHeader sample() {
   Tag tag{17, 3, {}};
   tag.signature.kind = OpKind::AllReduce;
   tag.signature.count = 1000;
-  return make_header(5, 2, tag, std::as_bytes(std::span(payload)), true);
+  FrameHeader header = make_header(5, 2, tag, sizeof payload);
+  seal(header, std::as_bytes(std::span(payload)), true);
+  return header;
 }
 
 void reseal(FrameHeader& header) { header.header_crc = crc32c(&header, offsetof(FrameHeader, header_crc)); }
