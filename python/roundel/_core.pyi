@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import numpy
 import typing
+import typing_extensions
 __all__: list[str] = ['Communicator', 'Handle', 'failpoints', 'flight_record', 'in_forked_child', 'info', 'setting_bytes', 'settings', 'write_flight_record']
 class Handle:
     """
@@ -26,10 +27,11 @@ class Communicator:
     float16, bfloat16, int8, int16, int32, int64, uint8 or bool. Results are arrays of the input's library.
     16-bit sums accumulate in float32 and round once. Every rank gets the same bits.
     Raises InvalidArgumentError before anything is changed; PeerLostError, MismatchError, TimeoutError,
-    CorruptFrameError end the communicator. timeout: seconds, 0 for ROUNDEL_TIMEOUT.
+    CorruptFrameError end the communicator. timeout: seconds, 0 for ROUNDEL_TIMEOUT. `rows` and splits: of
+    dimension 0, one number for each rank.
     """
     @staticmethod
-    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: collections.abc.Buffer = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Communicator:
+    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: typing_extensions.Buffer = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Communicator:
         """
         Meet the other ranks; blocks until all have come.
         """
@@ -53,17 +55,17 @@ class Communicator:
         """
         Start allreduce; returns a Handle. The arrays belong to the operation until it is done.
         """
-    def alltoall(self, x: typing.Any, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+    def alltoall(self, x: typing.Any, out: typing.Any = None, *, splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, received_splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         """
-        Part i of dimension 0 goes to rank i; part i of the result comes from rank i.
+        Part i of dimension 0 goes to rank i; part i of the result comes from rank i. splits: rows that go to each rank; received_splits: that come from each, asked for where they are not given (alltoall_async needs them).
         """
-    def alltoall_async(self, x: typing.Any, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+    def alltoall_async(self, x: typing.Any, out: typing.Any = None, *, splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, received_splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
         """
         Start alltoall; returns a Handle. The arrays belong to the operation until it is done.
         """
     def barrier(self, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         """
-        Wait for every rank.
+        Wait for every rank. TimeoutError names those that have not come.
         """
     def barrier_async(self, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
         """
@@ -77,6 +79,42 @@ class Communicator:
         """
         Start broadcast; returns a Handle. The arrays belong to the operation until it is done.
         """
+    def empty(self, shape: typing.Any, dtype: typing.Any = 'float32') -> typing.Any:
+        """
+        As allocate(), of a shape and a dtype: a numpy array, or a torch tensor when the dtype is torch's.
+        """
+    def gather(self, x: typing.Any, root: typing.SupportsInt | typing.SupportsIndex = 0, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        As allgather, at root; the others get None.
+        """
+    def gather_async(self, x: typing.Any, root: typing.SupportsInt | typing.SupportsIndex = 0, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start gather; returns a Handle. The arrays belong to the operation until it is done.
+        """
+    def grouped_allgather(self, xs: list, rows: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None] | None = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        allgather of each array of a list; rows: a list of rows.
+        """
+    def grouped_allgather_async(self, xs: list, rows: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None] | None = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start grouped_allgather; returns a Handle. The arrays belong to the operation until it is done.
+        """
+    def grouped_allreduce(self, xs: list, op: typing.SupportsInt | typing.SupportsIndex = 0, outs: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        allreduce of a list of arrays, all or none; small ones of a dtype travel together. Returns a list.
+        """
+    def grouped_allreduce_async(self, xs: list, op: typing.SupportsInt | typing.SupportsIndex = 0, outs: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start grouped_allreduce; returns a Handle. The arrays belong to the operation until it is done.
+        """
+    def grouped_reduce_scatter(self, xs: list, op: typing.SupportsInt | typing.SupportsIndex = 0, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        reduce_scatter of each array of a list.
+        """
+    def grouped_reduce_scatter_async(self, xs: list, op: typing.SupportsInt | typing.SupportsIndex = 0, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start grouped_reduce_scatter; returns a Handle. The arrays belong to the operation until it is done.
+        """
     def recv(self, x: typing.Any, source: typing.SupportsInt | typing.SupportsIndex, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         """
         Receive into `x`, in place.
@@ -85,13 +123,29 @@ class Communicator:
         """
         Start recv; returns a Handle. The arrays belong to the operation until it is done.
         """
-    def reduce_scatter(self, x: typing.Any, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+    def reduce(self, x: typing.Any, root: typing.SupportsInt | typing.SupportsIndex = 0, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         """
-        Reduce over ranks and keep this rank's rows of dimension 0; the first n % size ranks get one row more.
+        Reduce over ranks; root gets the result, which may be `x`, the others None.
         """
-    def reduce_scatter_async(self, x: typing.Any, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+    def reduce_async(self, x: typing.Any, root: typing.SupportsInt | typing.SupportsIndex = 0, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start reduce; returns a Handle. The arrays belong to the operation until it is done.
+        """
+    def reduce_scatter(self, x: typing.Any, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        Reduce over ranks and keep this rank's rows of dimension 0: as `rows` says, or the first n % size ranks one more.
+        """
+    def reduce_scatter_async(self, x: typing.Any, op: typing.SupportsInt | typing.SupportsIndex = 0, out: typing.Any = None, *, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
         """
         Start reduce_scatter; returns a Handle. The arrays belong to the operation until it is done.
+        """
+    def scatter(self, x: typing.Any = None, root: typing.SupportsInt | typing.SupportsIndex = 0, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        Root's rows of dimension 0, divided among the ranks: evenly, or as `rows` says on every rank. Ranks other than root give `out`, and no x.
+        """
+    def scatter_async(self, x: typing.Any = None, root: typing.SupportsInt | typing.SupportsIndex = 0, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, out: typing.Any = None, *, name: str = '', timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start scatter; returns a Handle. The arrays belong to the operation until it is done.
         """
     def send(self, x: typing.Any, dest: typing.SupportsInt | typing.SupportsIndex, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         """
@@ -101,9 +155,21 @@ class Communicator:
         """
         Start send; returns a Handle. The arrays belong to the operation until it is done.
         """
+    def sendrecv(self, x: typing.Any, dest: typing.SupportsInt | typing.SupportsIndex, out: typing.Any, source: typing.SupportsInt | typing.SupportsIndex, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
+        """
+        Send `x` to a rank while receiving into `out` from another, or the same.
+        """
+    def sendrecv_async(self, x: typing.Any, dest: typing.SupportsInt | typing.SupportsIndex, out: typing.Any, source: typing.SupportsInt | typing.SupportsIndex, *, timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Handle:
+        """
+        Start sendrecv; returns a Handle. The arrays belong to the operation until it is done.
+        """
     def shutdown(self, seconds: typing.SupportsFloat | typing.SupportsIndex = 5.0) -> None:
         """
         Leave the job. Rank 0 waits up to `seconds` for the others to leave.
+        """
+    def split(self, color: typing.SupportsInt | typing.SupportsIndex | None, key: typing.SupportsInt | typing.SupportsIndex = 0) -> Communicator | None:
+        """
+        A communicator of the ranks that give the same color (from 0 on), in the order of key, then rank; None for a rank that gives None. All ranks call it. It has memory, connections and a failure detector of its own; PeerLostError names ranks of the whole job.
         """
     @property
     def epoch(self) -> int:
@@ -112,6 +178,11 @@ class Communicator:
     def hosts(self) -> list[int]:
         """
         Host number of every rank, counted in order of first appearance.
+        """
+    @property
+    def members(self) -> list[int]:
+        """
+        The rank in the whole job of every rank here; the same numbers unless this came from split().
         """
     @property
     def rank(self) -> int:
@@ -147,7 +218,7 @@ def settings() -> list:
     """
     All settings: (name, default, doc).
     """
-def write_flight_record(prefix: str, rank: int, size: int, why: str = 'asked for') -> None:
+def write_flight_record(prefix: str, rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, why: str = 'asked for') -> None:
     """
     Write the record to PREFIX.rank<rank>.json, for `roundel flight`.
     """

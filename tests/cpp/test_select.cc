@@ -29,7 +29,7 @@ TEST(select_takes_few_rounds_for_small_and_few_bytes_for_large) {
   }
   CHECK_EQ(selected(Collective::Broadcast, even_shape(8, 16)), "direct");
   CHECK_EQ(selected(Collective::Broadcast, even_shape(8, 1 << 20)), "tree");
-  CHECK_EQ(selected(Collective::AllReduce, even_shape(8, 16)), "direct");
+  CHECK_EQ(selected(Collective::AllReduce, even_shape(8, 16)), "exchange");
   CHECK_EQ(selected(Collective::AllReduce, even_shape(8, 1 << 20)), "direct");
 }
 
@@ -61,9 +61,9 @@ TEST(select_weighs_rounds_messages_and_bytes) {
   };
   constexpr size_t kMB = 1 << 20;
   const Case cases[] = {
-      {Collective::AllReduce, 2, 8, 1, "doubling"},  // one round instead of two
+      {Collective::AllReduce, 2, 8, 1, "exchange"},  // one round instead of two
       {Collective::AllReduce, 2, 64 * kMB, 1, "direct"},
-      {Collective::AllReduce, 3, 8, 1, "direct"},
+      {Collective::AllReduce, 3, 8, 1, "exchange"},
       {Collective::AllReduce, 4, 4 * kMB, 1, "direct"},
       {Collective::AllReduce, 64, 8, 1, "doubling"},
       {Collective::AllReduce, 64, 64 << 10, 1, "halving"},
@@ -113,7 +113,7 @@ TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
     CHECK(!"an unknown name is refused");
   } catch (const InvalidArgument& error) {
     CHECK(std::string(error.what())
-              .find("'rign'; known are: bruck, direct, doubling, halving, hierarchical, pairwise, ring, swing, tree") !=
+              .find("'rign'; known are: bruck, direct, doubling, exchange, halving, hierarchical, pairwise, ring, swing, tree") !=
           std::string::npos);
   }
 }
