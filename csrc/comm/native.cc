@@ -12,6 +12,7 @@ namespace {
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
 constexpr plan::LinkCost kTcpCost = {7e-6, 1 / 1.8e9, 0, 2e-6, 1 / 10e9};
 constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
+constexpr int kDirectBarrier = 64;  // ranks: above, as many messages take longer than a few rounds
 constexpr size_t kMaxChoices =
     256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 
@@ -178,14 +179,17 @@ void NativeCommunicator::alltoallv(const Operation& o) {
   world_->transport->retire(tag);
 }
 
-// A byte from everyone to everyone: nobody is done before all have come, and whoever waits knows for whom.
+// A byte from everyone to everyone: nobody is done before all have come. In a job of a usual size directly, so that whoever
+// waits knows for whom.
 void NativeCommunicator::barrier(const Operation& o) {
   std::vector<uint8_t> bytes(static_cast<size_t>(world_->size));
   const plan::Shape shape = shape_of(o, plan::Parts::even(bytes.size(), world_->size));
-  const Choice& choice = choose(plan::Collective::AllGather, shape, DType::UInt8, false);
   transport::Tag tag{o.sequence, 0, o.signature};
-  tag.signature.algorithm = choice.algorithm;
-  executor_->run(choice.plan, tag, {}, {bytes.data(), bytes.size(), DType::UInt8}, ReduceOp::Sum, {}, o.deadline);
+  if (world_->size <= kDirectBarrier && barrier_.steps.empty())
+    barrier_ = plan::find_algorithm(plan::Collective::AllGather, "direct")->make(shape);
+  const bool direct = world_->size <= kDirectBarrier;
+  const plan::Plan& plan = direct ? barrier_ : choose(plan::Collective::AllGather, shape, DType::UInt8, false).plan;
+  executor_->run(plan, tag, {}, {bytes.data(), bytes.size(), DType::UInt8}, ReduceOp::Sum, {}, o.deadline);
   world_->transport->retire(tag);
 }
 

@@ -41,6 +41,7 @@ class NativeCommunicator final : public Communicator {
   std::string forced_;
   plan::LinkCost cost_;
   std::map<ChoiceKey, Choice> choices_;
+  plan::Plan barrier_;
   std::unique_ptr<std::byte[]> workspace_;
   size_t workspace_bytes_ = 0;
 };
