@@ -69,7 +69,11 @@ py::object result_for(const py::object& out, const py::object& x, const Array& i
 Call finish_call(Operation operation, py::object result, Array in, Array out) {
   operation.in = in.view;
   operation.out = out.view;
-  return {std::move(operation), std::move(result), {std::move(in.keep), std::move(out.keep)}};
+  Call call{std::move(operation), std::move(result), {}};
+  call.keep.reserve(2);
+  call.keep.push_back(std::move(in.keep));
+  call.keep.push_back(std::move(out.keep));
+  return call;
 }
 
 // Calls under one handle, whose result is the list of theirs.
@@ -100,10 +104,12 @@ View sendable(View view) {
 }  // namespace
 
 plan::Parts Calls::parts_of(const char* what, const Rows& rows, size_t even_rows, size_t row_elements) const {
-  std::vector<size_t> counts;
+  if (!rows && even_rows % static_cast<size_t>(size()) == 0)
+    return plan::Parts::equal(even_rows / static_cast<size_t>(size()) * row_elements, size());
   if (rows && static_cast<int>(rows->size()) != size())
     throw InvalidArgument(
         format("rank %d: %s: expected one number for each of %d ranks, got %zu", rank(), what, size(), rows->size()));
+  std::vector<size_t> counts;
   const plan::Parts even = plan::Parts::even(even_rows, size());
   for (int r = 0; r < size(); ++r) counts.push_back((rows ? (*rows)[static_cast<size_t>(r)] : even.count(r)) * row_elements);
   return plan::Parts::of(counts);
@@ -114,8 +120,8 @@ Call Calls::allreduce(const py::object& x, int op, const py::object& out, double
   Operation o = reducing(OpKind::AllReduce, op, prescale, postscale, name, timeout);
   Array in = to_array(x, out.is(x), "allreduce's input");
   py::object result = result_for(out, x, in, in.shape);
-  o.shape = in.shape;
-  Array to = result.is(x) ? in : to_array(result, true, "allreduce's out");
+  Array to = result.is(x) ? Array{in.view, {}, {}} : to_array(result, true, "allreduce's out");
+  o.shape = std::move(in.shape);
   return finish_call(std::move(o), std::move(result), std::move(in), std::move(to));
 }
 
@@ -262,8 +268,9 @@ Call Calls::broadcast(const py::object& x, int root, const std::string& name, do
   Operation o = named(OpKind::Broadcast, name, timeout);
   o.root = root;
   Array array = to_array(x, rank() != root, "broadcast's array");
-  o.shape = array.shape;
-  return finish_call(std::move(o), x, array, array);
+  o.shape = std::move(array.shape);
+  Array same{array.view, {}, {}};
+  return finish_call(std::move(o), x, std::move(array), std::move(same));
 }
 
 Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sends, const Rows& receives,

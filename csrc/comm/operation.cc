@@ -142,11 +142,7 @@ Signature sign(const Operation& o) {
   uint32_t hash = crc32c(o.name.data(), o.name.size());
   hash = crc32c(scales, sizeof scales, hash);
   hash = crc32c(o.shape.data(), o.shape.size() * sizeof(int64_t), hash);
-  if (has_parts(o.kind))
-    for (int r = 0; r < o.parts.size(); ++r) {
-      const uint64_t count = o.parts.count(r);
-      hash = crc32c(&count, sizeof count, hash);
-    }
+  if (has_parts(o.kind)) hash = crc32c(o.parts.offsets().data(), o.parts.offsets().size() * sizeof(size_t), hash);
   s.salt = static_cast<uint16_t>(hash ^ hash >> 16);
   return s;
 }

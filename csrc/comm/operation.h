@@ -29,9 +29,9 @@ struct Operation {
   ReduceOp op = ReduceOp::Sum;
   double prescale = 1, postscale = 1;
   int root = 0;
-  plan::Parts parts = plan::Parts::even(0, 1);
-  plan::Parts sends = plan::Parts::even(0, 1);  // AllToAllV
-  std::vector<int64_t> shape;                   // AllReduce, Broadcast: of the array; only compared between ranks
+  plan::Parts parts;
+  plan::Parts sends;           // AllToAllV
+  std::vector<int64_t> shape;  // AllReduce, Broadcast: of the array; only compared between ranks
   std::string name;
   std::vector<std::pair<View, View>> members;  // of a fused AllReduce, whose own buffers the communicator provides
   double timeout = 0;                          // seconds; 0: ROUNDEL_TIMEOUT

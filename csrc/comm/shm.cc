@@ -11,7 +11,8 @@ ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
       memory_(*world_->memory),
       rank_(memory_.index()),
       size_(memory_.size()),
-      entered_(static_cast<size_t>(memory_.size())) {
+      entered_(static_cast<size_t>(memory_.size())),
+      inputs_(static_cast<size_t>(memory_.size())) {
   for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
 
@@ -197,9 +198,8 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
     case OpKind::AllReduce:
     case OpKind::ReduceScatter: {
       const size_t begin = o.kind == OpKind::ReduceScatter ? o.parts.begin(rank_) : 0;
-      std::vector<const void*> inputs;
-      for (int r = 0; r < size_; ++r) inputs.push_back(data_of(r) + begin * element);
-      return kernels::reduce(o.kernel_op(), dtype, o.out.data, inputs, o.out.count, o.finish(size_));
+      for (int r = 0; r < size_; ++r) inputs_[static_cast<size_t>(r)] = data_of(r) + begin * element;
+      return kernels::reduce(o.kernel_op(), dtype, o.out.data, inputs_, o.out.count, o.finish(size_));
     }
     case OpKind::Gather:
       if (!at_root) return;

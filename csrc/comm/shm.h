@@ -53,6 +53,7 @@ class ShmCommunicator final : public Communicator {
   int rank_, size_;
   std::vector<ShmRegion*> regions_;  // by rank
   std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
+  std::vector<const void*> inputs_;  // of the reduction under way, by rank
   Publisher publisher_;
   uint64_t chunks_ = 0;  // chunks that all operations so far have moved through the cells, the same on all ranks
 };

@@ -60,21 +60,20 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     const uint64_t id = base + c;
     const plan::Place slice = slice_of(length(c), element, rank_, size_);
     const size_t at = slice.begin * element;
-    std::vector<const void*> inputs(static_cast<size_t>(size_));
     each_peer([&](int r) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, theirs.staged, id + 1);
       if (id >= kDepth) await(o, r, theirs.gathered, id - kDepth + 1);
-      inputs[static_cast<size_t>(r)] = theirs.cells[id % kDepth] + at;
+      inputs_[static_cast<size_t>(r)] = theirs.cells[id % kDepth] + at;
     });
-    inputs[static_cast<size_t>(rank_)] = o.in.at(c * per_chunk + slice.begin);
+    inputs_[static_cast<size_t>(rank_)] = o.in.at(c * per_chunk + slice.begin);
     if (o.prescale != 1) {
-      kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs[static_cast<size_t>(rank_)], slice.count, o.prescale);
-      inputs[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
+      kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs_[static_cast<size_t>(rank_)], slice.count, o.prescale);
+      inputs_[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
     }
     std::byte* result = mine.results[id % kDepth] + at;
     std::byte* sum = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
-    kernels::reduce(o.kernel_op(), dtype, sum, inputs, slice.count, o.finish(size_));
+    kernels::reduce(o.kernel_op(), dtype, sum, inputs_, slice.count, o.finish(size_));
     if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
     advance(mine.consumed, id + 1);
     failpoint::pass(failpoint::Point::ShmConsumed);
@@ -138,20 +137,19 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
   };
   const auto consume = [&](uint64_t c) {
     const uint64_t id = base + c;
-    std::vector<const void*> pieces(static_cast<size_t>(size_));
     for (int i = 0; i < size_; ++i) {
       const int r = (rank_ + i) % size_;
       if (scatters && r != o.root) continue;
       const bool staged = r != rank_ || (sums && o.prescale != 1);
       if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->staged, id + 1);
       const std::byte* from = staged ? cell(r, id, rank_) : own(c);
-      pieces[static_cast<size_t>(r)] = from;
+      inputs_[static_cast<size_t>(r)] = from;
       if (sums) continue;
       const size_t begin = scatters ? 0 : o.parts.begin(r), count = scatters ? o.parts.count(rank_) : o.parts.count(r);
       copy_bytes(o.out.at(begin + c * piece), from, length(count, c) * element);
     }
     if (sums)
-      kernels::reduce(o.kernel_op(), dtype, o.out.at(c * piece), pieces, length(o.parts.count(rank_), c), o.finish(size_));
+      kernels::reduce(o.kernel_op(), dtype, o.out.at(c * piece), inputs_, length(o.parts.count(rank_), c), o.finish(size_));
     advance(mine.consumed, id + 1);
     failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();

@@ -11,6 +11,7 @@
 // All of this is proved by check.cc for every plan, not assumed.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -63,10 +64,13 @@ class Parts {
   // n elements over `size` ranks, as even as possible, the first n % size one longer.
   static Parts even(size_t n, int size);
   static Parts of(const std::vector<size_t>& counts);
+  // n elements for each.
+  static Parts equal(size_t n, int size);
   size_t begin(int r) const { return offsets_[static_cast<size_t>(r)]; }
   size_t count(int r) const { return offsets_[static_cast<size_t>(r) + 1] - begin(r); }
-  size_t total() const { return offsets_.back(); }
-  int size() const { return static_cast<int>(offsets_.size()) - 1; }
+  size_t total() const { return offsets_.empty() ? 0 : offsets_.back(); }
+  int size() const { return std::max(static_cast<int>(offsets_.size()), 1) - 1; }
+  const std::vector<size_t>& offsets() const { return offsets_; }
   Place operator[](int r) const { return {Buffer::Out, begin(r), count(r)}; }
   // Parts [first, last) in one.
   Place run(int first, int last) const {
@@ -74,7 +78,7 @@ class Parts {
   }
 
  private:
-  std::vector<size_t> offsets_{0};
+  std::vector<size_t> offsets_;  // size() + 1 of them, or none
 };
 
 enum class Collective : uint8_t {
