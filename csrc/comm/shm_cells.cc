@@ -72,9 +72,14 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       inputs_[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
     }
     std::byte* result = mine.results[id % kDepth] + at;
-    std::byte* sum = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
+    std::byte* place = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
+    const bool streams = gathers && o.out.bytes() >= kStreamFrom;
+    std::byte* sum = streams ? result : place;
     kernels::reduce(o.kernel_op(), dtype, sum, inputs_, slice.count, o.finish(size_));
-    if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
+    if (streams)
+      copy_bytes_streaming(place, result, slice.count * element);
+    else if (o.kind == OpKind::AllReduce)
+      publisher_.copy(result, sum, slice.count * element);
     advance(mine.consumed, id + 1);
     failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
@@ -85,8 +90,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, theirs.consumed, id + 1);
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
-                 slice.count * element);
+      deliver(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element, slice.count * element,
+              o.out.bytes());
     });
     advance(mine.gathered, id + 1);
     failpoint::pass(failpoint::Point::ShmGathered);
@@ -146,7 +151,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
       inputs_[static_cast<size_t>(r)] = from;
       if (sums) continue;
       const size_t begin = scatters ? 0 : o.parts.begin(r), count = scatters ? o.parts.count(rank_) : o.parts.count(r);
-      copy_bytes(o.out.at(begin + c * piece), from, length(count, c) * element);
+      deliver(o.out.at(begin + c * piece), from, length(count, c) * element, o.out.bytes());
     }
     if (sums)
       kernels::reduce(o.kernel_op(), dtype, o.out.at(c * piece), inputs_, length(o.parts.count(rank_), c), o.finish(size_));
@@ -162,6 +167,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
 }
 
 void ShmCommunicator::gather_through_cells(const Operation& o) {
+  std::byte* own = o.out.at(o.parts.begin(rank_));
   const size_t element = size_of(o.out.dtype), piece = kCell / element;
   size_t longest = 0;
   for (int r = 0; r < size_; ++r) longest = std::max(longest, o.parts.count(r));
@@ -173,13 +179,13 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
     const size_t count = o.parts.count(r);
     return c * piece < count ? std::min<size_t>(piece, count - c * piece) : 0;
   };
-  copy_bytes(o.out.at(o.parts.begin(rank_)), o.in.data, o.in.bytes());
-
   for (uint64_t c = 0; c < chunks + 1; ++c) {
     if (c < chunks) {
       const uint64_t id = base + c;
       await_free_cell(o, id);
-      publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(rank_, c) * element);
+      const size_t bytes = length(rank_, c) * element;
+      publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), bytes);
+      if (o.in.data != own) deliver(own + c * piece * element, o.in.at(c * piece), bytes, o.out.bytes());
       advance(mine.staged, id + 1);
       failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
       ring_peers();
@@ -190,7 +196,8 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
         const int r = (rank_ + i) % size_;
         ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
         await(o, r, theirs.staged, id + 1);
-        copy_bytes(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element);
+        deliver(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element,
+                o.out.bytes());
       }
       advance(mine.consumed, id + 1);
       failpoint::pass(failpoint::Point::ShmConsumed);
@@ -213,7 +220,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
     ShmRegion& root = *regions_[static_cast<size_t>(o.root)];
     for (uint64_t c = 0; c < chunks; ++c) {
       await(o, o.root, root.staged, base + c + 1);
-      copy_bytes(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c));
+      deliver(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c), o.out.bytes());
       advance(mine.consumed, base + c + 1);
       failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
@@ -223,6 +230,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   copy_bytes(o.out.data, o.in.data, o.out.bytes());
   for (uint64_t c = 0; c < chunks; ++c) {
     const uint64_t id = base + c;
+    if (c == kDepth) meet_all(o);  // another one that thinks it is root will never free a cell
     await_free_cell(o, id);
     publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);

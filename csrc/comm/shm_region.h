@@ -19,10 +19,11 @@ inline constexpr size_t kInline = 96;          // the first 32 bytes share a cac
 inline constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
 inline constexpr size_t kArenaFrom =
     2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
-inline constexpr size_t kCell = 128u << 10;  // a chunk; bench allreduce -b 16K -e 4M
-inline constexpr size_t kDepth = 16;         // cells come round after 2 MB, more than an L2: docs/adr/0005
-inline constexpr size_t kTile = 32u << 10;   // a tile and its sum stay in L1/L2 while the sum is copied to N places
-inline constexpr size_t kAlign = 64;         // slices start on cache lines, so that no two ranks write one
+inline constexpr size_t kCell = 128u << 10;      // a chunk; bench allreduce -b 16K -e 4M
+inline constexpr size_t kDepth = 16;             // cells come round after 2 MB, more than an L2: docs/adr/0005
+inline constexpr size_t kStreamFrom = 8u << 20;  // results as long as this leave the caches before anyone reads them
+inline constexpr size_t kTile = 32u << 10;       // a tile and its sum stay in L1/L2 while the sum is copied to N places
+inline constexpr size_t kAlign = 64;             // slices start on cache lines, so that no two ranks write one
 
 // What a rank says when it enters an operation. `sequence` is written last.
 struct alignas(128) ShmLine {
@@ -60,6 +61,14 @@ inline size_t longest(const plan::Parts& parts) {
   size_t count = 0;
   for (int r = 0; r < parts.size(); ++r) count = std::max(count, parts.count(r));
   return count;
+}
+
+// Copies a part of a result of `whole` bytes to its place in the caller's memory.
+inline void deliver(void* to, const void* from, size_t bytes, size_t whole) {
+  if (whole >= kStreamFrom)
+    copy_bytes_streaming(to, from, bytes);
+  else
+    copy_bytes(to, from, bytes);
 }
 
 }  // namespace roundel::comm
