@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "base/text.h"
 
 #if defined(__x86_64__)
 #include <x86intrin.h>
@@ -98,13 +99,12 @@ bool read(const Slot& slot, const Seconds& seconds, Entry& entry) {
   if (slot.number.load(std::memory_order_relaxed) != entry.number) return false;
   Fixed fixed;
   std::memcpy(static_cast<void*>(&fixed), words, sizeof fixed);
-  fixed.name[kNameBytes - 1] = '\0';
   entry.sequence = fixed.sequence;
   entry.epoch = fixed.epoch;
   entry.group = fixed.group;
   entry.signature = fixed.signature;
   entry.bytes = fixed.bytes;
-  entry.name = fixed.name;
+  entry.name = cut_text({fixed.name, ::strnlen(fixed.name, kNameBytes)}, kNameBytes - 1);
   entry.queued = seconds(fixed.queued);
   entry.started = seconds(started);
   entry.finished = seconds(finished);

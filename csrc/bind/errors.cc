@@ -36,9 +36,9 @@ void raise(const Error& error) {
   if (const auto* lost = dynamic_cast<const PeerLost*>(&error)) {
     py::tuple ranks(lost->ranks.size());
     for (size_t i = 0; i < lost->ranks.size(); ++i) ranks[i] = lost->ranks[i];
-    instance = type(error.what(), ranks, lost->epoch, lost->op);
+    instance = type(to_str(error.what()), ranks, lost->epoch, to_str(lost->op));
   } else {
-    instance = type(error.what());
+    instance = type(to_str(error.what()));
   }
   PyErr_SetObject(type.ptr(), instance.ptr());
 }

@@ -18,8 +18,8 @@ py::list flight_record() {
     row["epoch"] = e.epoch;
     row["group"] = e.group;
     row["kind"] = name_of(e.signature.kind);
-    row["what"] = e.signature.describe();
-    row["name"] = e.name;
+    row["what"] = to_str(e.signature.describe());
+    row["name"] = to_str(e.name);
     row["dtype"] = name_of(e.signature.dtype);
     row["bytes"] = e.bytes;
     row["queued"] = e.queued;

@@ -13,9 +13,12 @@
 #include "base/failpoint.h"
 #include "transport/card.h"
 #include "transport/frame.h"
+#include "transport/hangup.h"
 
 namespace roundel::transport {
 namespace {
+
+constexpr double kVerdictSeconds = 0.2;  // for the others to hear that they cannot start
 
 std::array<uint8_t, 16> host_id(const Job& job) {
   std::string id = job.host.empty() ? env::text("ROUNDEL_HOST_ID") : job.host;
@@ -65,14 +68,15 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
   ::fcntl(listener.get(), F_SETFL, ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
   std::vector<int> others;
   for (int r = 1; r < job.size; ++r) others.push_back(r);
-  result.controls = accept_all(listener.get(), identity, Role::Control, others, deadline);
+  std::string obstacle;
+  result.controls = accept_all(listener.get(), identity, Role::Control, others, deadline, &obstacle);
 
   // Those who came share whatever the verdict is, also when others are missing.
   const Deadline soon = Deadline::after(5);
   Verdict verdict;
   std::vector<Card> cards(static_cast<size_t>(job.size));
   if (result.controls.size() < others.size()) {
-    verdict.set(Verdict::Missing, missing_text(job, result.controls));
+    verdict.set(Verdict::Missing, missing_text(job, result.controls) + obstacle);
   } else {
     Address here = local_address(listener.get());
     if (is_wildcard(here) && !result.controls.empty()) here = local_address(result.controls.begin()->second.get());
@@ -98,6 +102,11 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
       verdict.set(Verdict::Missing, format("rank %d went away during the start", rank));
     }
   }
+  if (verdict.outcome != Verdict::Accepted) {  // some have cards under way that nobody reads
+    std::vector<int> sockets;
+    for (const auto& [rank, fd] : result.controls) sockets.push_back(fd.get());
+    hang_up(std::move(sockets), kVerdictSeconds, Until::Closed);
+  }
   verdict.raise_unless_accepted(0);
   result.peers = read_cards(cards);
   return result;
@@ -113,7 +122,13 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
   Verdict verdict;
   std::vector<Card> cards(static_cast<size_t>(job.size));
   try {
-    send_all(control.get(), &card, sizeof card, deadline);
+    try {
+      send_all(control.get(), &card, sizeof card, deadline);
+    } catch (const Timeout&) {
+      throw;
+    } catch (const Error&) {
+      // Rank 0 has closed: its verdict may lie in the socket.
+    }
     recv_all(control.get(), &verdict, sizeof verdict,
              Deadline::after(deadline.seconds_left() + 5));  // rank 0 judges at the deadline
     if (verdict.outcome == Verdict::Accepted) recv_all(control.get(), cards.data(), cards.size() * sizeof(Card), deadline);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace roundel::transport {
 namespace {
@@ -56,7 +57,8 @@ std::vector<Peer> read_cards(const std::vector<Card>& cards) {
 
 void Verdict::set(Outcome what, const std::string& why) {
   outcome = what;
-  std::strncpy(text, why.c_str(), sizeof text - 1);
+  const std::string_view fits = cut_text(why, sizeof text - 1);
+  *std::copy(fits.begin(), fits.end(), text) = '\0';
 }
 
 void Verdict::raise_unless_accepted(int rank) const {

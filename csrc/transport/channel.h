@@ -28,6 +28,8 @@ class Channel {
   }
   // Descriptor to wait on, or -1 when the doorbell announces this channel's bytes.
   virtual int descriptor() const { return -1; }
+  // The socket to hang up at the end, or -1 where bytes that were written cannot be lost.
+  virtual int socket() const { return -1; }
   // Whether bytes travel over a network, where payloads are checksummed.
   virtual bool leaves_host() const = 0;
 };

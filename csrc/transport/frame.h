@@ -9,14 +9,15 @@
 namespace roundel::transport {
 
 inline constexpr uint32_t kFrameMagic = 0x4c444e52;  // "RNDL"
-inline constexpr uint16_t kFrameVersion = 2;
+inline constexpr uint16_t kFrameVersion = 3;
 inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
 
-// Flags. A frame that announces or grants has no payload: `length` is that of the message it is about. See flow.h.
+// Flags. A frame that announces or grants has no payload: `length` is that of the message it is about. See stream.h.
 inline constexpr uint16_t kHasPayloadCrc = 1;
 inline constexpr uint16_t kAnnounces = 2;  // a message waits for its receive
 inline constexpr uint16_t kGrants = 4;     // that receive is posted
 inline constexpr uint16_t kGranted = 8;    // the payload, sent on a grant
+inline constexpr uint16_t kCredits = 16;   // tells `credit` and nothing else
 
 // Point-to-point messages count apart from collectives, above this.
 inline constexpr uint64_t kPointToPoint = 1ull << 63;
@@ -45,7 +46,7 @@ struct FrameHeader {
 static_assert(sizeof(FrameHeader) == 64);
 
 inline uint64_t payload_bytes(const FrameHeader& header) {
-  return (header.flags & (kAnnounces | kGrants)) != 0 ? 0 : header.length;
+  return (header.flags & (kAnnounces | kGrants | kCredits)) != 0 ? 0 : header.length;
 }
 
 // A header for `length` bytes, to be completed by seal().

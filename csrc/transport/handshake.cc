@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <list>
+#include <optional>
 
 #include "base/error.h"
 #include "base/failpoint.h"
@@ -21,8 +22,10 @@ namespace roundel::transport {
 namespace {
 
 constexpr size_t kMaxStrangers = 64;
-constexpr int kAcceptsPerRound = 16;  // below kMaxStrangers: whoever is let in is listened to at least once
-constexpr int kTries = 3;             // of a connector that is hung up on
+constexpr size_t kAcceptsPerRound = 16;
+constexpr double kSilentSeconds = 0.1;  // when places are short: of one that has said nothing
+constexpr double kAnswerSeconds = 1;    // and of one that has said a good hello
+constexpr double kRefusedSeconds = 2;   // that a connector comes again when it is hung up on
 
 template <class T>
 std::span<const uint8_t> bytes_of(const T& value) {
@@ -42,8 +45,11 @@ Fd try_connect(const Address& address, Deadline deadline) {
   Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) throw system_error("socket", errno);
   const auto* to = reinterpret_cast<const sockaddr*>(&address.storage);
-  if (::connect(fd.get(), to, address.length) == 0) return fd;
-  if (errno != EINPROGRESS) return {};
+  if (::connect(fd.get(), to, address.length) != 0) {
+    if (errno != EINPROGRESS) return {};
+  } else if (address.storage.ss_family == AF_UNIX) {
+    return fd;
+  }
   pollfd entry{fd.get(), POLLOUT, 0};
   if (::poll(&entry, 1, deadline.milliseconds_left(2000)) <= 0) {
     errno = ETIMEDOUT;
@@ -52,6 +58,7 @@ Fd try_connect(const Address& address, Deadline deadline) {
   int error = 0;
   socklen_t length = sizeof error;
   ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+  if (error == 0 && is_connected_to_itself(fd.get())) error = ECONNREFUSED;
   errno = error;
   return error == 0 ? std::move(fd) : Fd{};
 }
@@ -70,11 +77,19 @@ bool is_same_user(int unix_socket) {
   return ::getsockopt(unix_socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == ::geteuid();
 }
 
-// Makes room for one more where there is none.
-void evict(std::list<Stranger>& strangers) {
-  if (strangers.size() < kMaxStrangers) return;
-  const auto silent = std::find_if(strangers.begin(), strangers.end(), [](const Stranger& s) { return !s.said_hello(); });
-  strangers.erase(silent != strangers.end() ? silent : strangers.begin());
+// Makes room for a round where there is none, by those who had time enough before `now`. All that came before then was read.
+void evict(std::list<Stranger>& strangers, Clock::time_point now) {
+  size_t gone = 0;
+  for (const bool said_hello : {false, true})
+    for (auto it = strangers.begin(); it != strangers.end() && gone < kAcceptsPerRound;) {
+      const bool late = now - it->since > std::chrono::duration<double>(it->said_hello() ? kAnswerSeconds : kSilentSeconds);
+      if (late && it->said_hello() == said_hello) {
+        it = strangers.erase(it);
+        ++gone;
+      } else {
+        ++it;
+      }
+    }
 }
 
 // Throws Error when the other end hangs up, which it does for many reasons, and Timeout.
@@ -119,6 +134,14 @@ Secret Identity::proof_key(Side side, Role role, int connector, int acceptor) co
   } const info{.side = side, .role = role, .epoch = epoch, .connector = connector, .acceptor = acceptor};
   static_assert(sizeof info == 20);  // no padding
   return hkdf_expand(extracted, bytes_of(info));
+}
+
+bool is_connected_to_itself(int fd) {
+  sockaddr_storage ours{}, theirs{};
+  socklen_t our_length = sizeof ours, their_length = sizeof theirs;
+  return ::getsockname(fd, reinterpret_cast<sockaddr*>(&ours), &our_length) == 0 &&
+         ::getpeername(fd, reinterpret_cast<sockaddr*>(&theirs), &their_length) == 0 && our_length == their_length &&
+         std::memcmp(&ours, &theirs, our_length) == 0;
 }
 
 Hello make_hello(const Identity& self, int peer, Role role) {
@@ -169,8 +192,11 @@ bool Stranger::answer(const Identity& self, Role role) {
     return false;
   fill_random(reply.nonce);
   reply.proof = server_proof(self, hello, reply);
+  since = Clock::now();
   return ::send(fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof reply);
 }
+
+bool Stranger::welcome() const { return ::send(fd.get(), &kAdmitted, 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1; }
 
 Secret Identity::group_key() const {
   static constexpr char purpose[] = "groups";
@@ -278,77 +304,89 @@ void recv_all(int fd, void* data, size_t bytes, Deadline deadline) {
 void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
   const Hello hello = make_hello(self, peer, role);
   Reply reply;
+  char word = 0;
   try {
     say_hello(fd, hello, reply, deadline);
+    if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
+      throw HandshakeError(
+          format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
+    const Digest proof = client_proof(self, hello, reply);
+    send_all(fd, proof.data(), proof.size(), deadline);
+    recv_all(fd, &word, 1, deadline);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));
   }
-  if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
-    throw HandshakeError(format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
-  const Digest proof = client_proof(self, hello, reply);
-  send_all(fd, proof.data(), proof.size(), deadline);
+  if (word != kAdmitted) throw Error("the other end says something else");
 }
 
 Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+  std::optional<Deadline> refused;  // until when to try again, once hung up on
   for (int attempt = 1;; ++attempt) {
-    Fd fd = connect_until(address, self, peer, deadline);
     try {
-      prove_to(fd.get(), address, self, peer, role, deadline);
+      Fd fd = connect_until(address, self, peer, refused.value_or(deadline));
+      prove_to(fd.get(), address, self, peer, role, refused.value_or(deadline));
       return fd;
     } catch (const Error& error) {
-      if (error.kind() != ErrorKind::Generic) throw;  // not hung up on
+      const bool too_late = error.kind() == ErrorKind::Timeout && refused;
+      if (error.kind() != ErrorKind::Generic && !too_late) throw;  // not hung up on
     }
-    if (attempt == kTries || deadline.passed())
+    if (!refused) refused = Deadline::after(std::min(kRefusedSeconds, deadline.seconds_left()));
+    const int pause = std::min(20 * attempt, 200);
+    if (refused->seconds_left() * 1000 <= pause)
       throw HandshakeError(
           format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
                  "number of ranks or epoch, or two processes claim rank %d",
                  self.rank, peer, address.text.c_str(), self.rank));
     check_interrupt();
-    ::poll(nullptr, 0, deadline.milliseconds_left(20 * attempt));
+    ::poll(nullptr, 0, pause);
   }
 }
 
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                             Deadline deadline) {
+                             Deadline deadline, std::string* obstacle) {
   std::map<int, Fd> one_each;
-  for (auto& [rank, fd] : accept_each(listen_fd, self, role, expected, 1, deadline)) one_each.emplace(rank, std::move(fd));
+  for (auto& [rank, fd] : accept_each(listen_fd, self, role, expected, 1, deadline, obstacle))
+    one_each.emplace(rank, std::move(fd));
   return one_each;
 }
 
 std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                                   size_t each, Deadline deadline) {
+                                   size_t each, Deadline deadline, std::string* obstacle) {
   std::multimap<int, Fd> admitted;
   std::list<Stranger> strangers;
+  int shortage = 0;  // errno of the last accept() that failed for want of descriptors or memory
   while (admitted.size() < expected.size() * each && !deadline.passed()) {
-    std::vector<pollfd> entries{{listen_fd, POLLIN, 0}};
+    // The listener only where there is room: who waits behind it would wake us all the time.
+    const bool has_room = strangers.size() < kMaxStrangers && shortage == 0;
+    std::vector<pollfd> entries{{has_room ? listen_fd : -1, POLLIN, 0}};
     for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
     check_interrupt();
-    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(100));
-    size_t at = 1;
-    for (auto it = strangers.begin(); it != strangers.end(); ++at) {
-      const auto fate = it->deadline.passed()      ? Stranger::Fate::Dropped
-                        : entries[at].revents != 0 ? it->advance(self, role)
-                                                   : Stranger::Fate::Pending;
+    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(has_room ? 100 : 10));
+    const Clock::time_point now = Clock::now();
+    for (auto it = strangers.begin(); it != strangers.end();) {
+      auto fate = it->advance(self, role);
+      if (fate == Stranger::Fate::Pending && it->deadline.passed()) fate = Stranger::Fate::Dropped;
       if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end() &&
-          admitted.count(it->hello.from) < each)
+          admitted.count(it->hello.from) < each && it->welcome())
         admitted.emplace(it->hello.from, std::move(it->fd));
       it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);
     }
-    if (entries[0].revents == 0) continue;
-    for (int i = 0; i < kAcceptsPerRound; ++i) {
+    if (strangers.size() >= kMaxStrangers || shortage != 0) evict(strangers, now);
+    shortage = 0;
+    for (size_t room = std::min(kAcceptsPerRound, kMaxStrangers - strangers.size()); room > 0; --room) {
       Fd fd(::accept4(listen_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
       if (!fd) {
-        if ((errno == EMFILE || errno == ENFILE) && !strangers.empty()) strangers.pop_front();
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) shortage = errno;
         break;
       }
       if (role == Role::Memory && !is_same_user(fd.get())) continue;
       const int on = 1;
       if (role != Role::Memory) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-      evict(strangers);
       strangers.emplace_back();
       strangers.back().fd = std::move(fd);
     }
   }
+  if (shortage != 0 && obstacle != nullptr) *obstacle = format("; accept: %s", std::strerror(shortage));
   return admitted;
 }
 

@@ -4,10 +4,13 @@
 //   hello: magic, role, epoch, ranks, nonce -> checks magic, job, epoch, role, ranks
 //                                           <- nonce, HMAC(server key, hello + nonce)
 //   checks it; HMAC(client key, all above)  -> checks it
+//   comes in                                <- 'A': admitted
 //
 // Keys derive (HKDF) from the 32-byte job token, one for each pair, role, epoch and direction, so nothing can be reflected or
 // moved to another connection; nonces are fresh, so nothing can be replayed. An acceptor reads at most 112 bytes, for at most 5
-// seconds, from at most 64 strangers at a time; when there are more, the oldest that has not said a good hello makes room.
+// seconds, from at most 64 strangers at a time; more wait in the kernel's queue. When all places are taken, who has been silent
+// for 100 ms makes room, or who has not gone on within a second of a good hello. Who is hung up on without being told why comes
+// again: a member that was taken for a stranger loses time only.
 #pragma once
 
 #include <sys/socket.h>
@@ -67,18 +70,19 @@ Address with_port(Address address, uint16_t port);
 // Bound and listening, non-blocking, close-on-exec.
 Fd listen_on(const Address& address);
 
-// Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet, and a few times
-// when the other end hangs up: strangers may have crowded this one out.
-// Throws Timeout, or HandshakeError when the other end refuses or cannot prove that it knows the token.
+// Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet, and for two
+// seconds when the other end hangs up: strangers may have crowded this one out. Throws Timeout, or HandshakeError when the
+// other end refuses or cannot prove that it knows the token.
 Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
 
 // Accepts and authenticates until every rank of `expected` is there or the deadline passes; returns who came.
 // Strangers, other jobs and other epochs are dropped without an answer; so are other users at a unix socket.
+// When this process or host ran out of descriptors, `obstacle` says so at the end: "; accept: Too many open files".
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                             Deadline deadline);
+                             Deadline deadline, std::string* obstacle = nullptr);
 // The same with `each` connections from every rank.
 std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                                   size_t each, Deadline deadline);
+                                   size_t each, Deadline deadline, std::string* obstacle = nullptr);
 
 // Whole-buffer transfers with a deadline on a connection that is set up already; throw Timeout, or PeerGone's text as Error.
 void send_all(int fd, const void* data, size_t bytes, Deadline deadline);

@@ -15,16 +15,20 @@
 #include "base/failpoint.h"
 #include "base/process.h"
 #include "base/recorder.h"
+#include "base/text.h"
+#include "transport/hangup.h"
 
 namespace roundel::transport {
 namespace {
 
 constexpr char kGoodbye = 'L';
 constexpr double kVerdictSeconds = 0.3;  // a report by way of rank 0 takes milliseconds
-constexpr double kSendSeconds = 1;  // a peer that does not even drain 512 bytes is as good as gone; its own host will notice
-constexpr double kCauseSeconds = 0.02;  // between a connection's end and the word of how its process ended
-constexpr double kBeats = 8;            // per dead_seconds: that many must go missing
-constexpr double kNearlyDead = 0.75;    // of dead_seconds: whoever is as silent when another one is excluded shares its fate
+constexpr double kSendSeconds = 1;       // for all peers together: who does not drain 512 bytes is as good as gone
+constexpr double kHangUpSeconds = 0.1;   // for the last words to arrive
+constexpr double kAnswerSeconds = 3;     // after which an answer is no news
+constexpr double kCauseSeconds = 0.02;   // between a connection's end and the word of how its process ended
+constexpr double kBeats = 8;             // per dead_seconds: that many must go missing
+constexpr double kNearlyDead = 0.75;     // of dead_seconds: whoever is as silent when another one is excluded shares its fate
 
 Clock::duration seconds(double n) { return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(n)); }
 
@@ -34,7 +38,21 @@ void insert_sorted(std::vector<int>& ranks, int rank) {
 }
 
 void set_text(ControlMessage& message, const std::string& text) {
-  std::strncpy(message.text, text.c_str(), sizeof message.text - 1);
+  const std::string_view fits = cut_text(text, sizeof message.text - 1);
+  *std::copy(fits.begin(), fits.end(), message.text) = '\0';
+}
+
+// Ranks do not lie, but a bug in one shall not be another in us.
+bool is_sane(const ControlMessage& message, const Member& self) {
+  using Type = ControlMessage::Type;
+  const auto is_rank = [&](int rank) { return rank >= 0 && rank < self.size; };
+  if (message.magic != ControlMessage::kMagic || message.epoch != self.epoch || message.type > Type::Told ||
+      message.kind > ErrorKind::Fenced || message.rank_count > ControlMessage::kMaxRanks ||
+      !std::all_of(message.ranks, message.ranks + message.rank_count, is_rank))
+    return false;
+  if (message.type == Type::Left) return is_rank(message.about);
+  if (message.type == Type::Ask || message.type == Type::Told) return is_rank(message.about) && is_rank(message.ranks[0]);
+  return true;
 }
 
 }  // namespace
@@ -73,6 +91,10 @@ Monitor::~Monitor() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(stop_event_.get(), &one, sizeof one);
   thread_.join();
+  std::vector<int> sockets;
+  for (const auto& [rank, control] : controls_)
+    if (control.fd && !control.excluded) sockets.push_back(control.fd.get());
+  hang_up(std::move(sockets), kHangUpSeconds);
 }
 
 void Monitor::watch() {
@@ -101,13 +123,11 @@ void Monitor::watch() {
 
 // Beats when it is time. Returns the seconds until there is something to do without being told, or -1 for never.
 double Monitor::attend(Clock::time_point now) {
-  if (controls_.empty()) return -1;
+  if (controls_.empty() && suspects_.empty()) return -1;
   if (now >= next_beat_) {
     const ControlMessage beat = make_message();
-    for (const auto& [rank, control] : controls_) {
-      pollfd writable{control.fd.get(), POLLOUT, 0};  // then there is room for it whole; no beat is worth waiting
-      if (control.fd && !control.excluded && !has_left(rank) && ::poll(&writable, 1, 0) == 1) send(rank, beat);
-    }
+    for (const auto& [rank, control] : controls_)
+      if (!has_left(rank)) offer(rank, beat);
     next_beat_ = now + seconds(times_.dead_seconds / kBeats);
   }
   Clock::time_point next = next_beat_;
@@ -145,10 +165,7 @@ void Monitor::exclude(const std::vector<int>& ranks) {
   word.type = ControlMessage::Type::Trouble;
   word.kind = ErrorKind::Fenced;
   set_text(word, format("excluded from the job: rank 0 has heard nothing from it for %g s", times_.dead_seconds));
-  for (const int rank : ranks) {
-    controls_.at(rank).excluded = true;
-    send(rank, word);
-  }
+  for (const int rank : ranks) controls_.at(rank).excluded = true;
   const Trouble trouble{
       ErrorKind::PeerLost, ranks,
       format("nothing heard from rank %s for %g s: stopped, or cut off", join_ranks(ranks).c_str(), times_.dead_seconds)};
@@ -159,7 +176,8 @@ void Monitor::exclude(const std::vector<int>& ranks) {
   message.rank_count = static_cast<uint16_t>(std::min<size_t>(ranks.size(), ControlMessage::kMaxRanks));
   std::copy_n(ranks.begin(), message.rank_count, message.ranks);
   set_text(message, trouble.text);
-  pass_on(message, -1);
+  pass_on(message, -1);  // first to those who go on
+  for (const int rank : ranks) send(controls_.at(rank), word, Deadline::after(0));
 }
 
 // Rank 0 may go on without this rank, so this rank must not go on without rank 0.
@@ -171,7 +189,7 @@ void Monitor::fence() {
   message.type = ControlMessage::Type::Trouble;
   message.kind = ErrorKind::Fenced;
   set_text(message, format("gave up: it had heard nothing from rank 0 for %g s", times_.dead_seconds));
-  send(0, message);
+  send(controls_.at(0), message, Deadline::after(0));
 }
 
 void Monitor::read_control(int rank, Control& control) {
@@ -183,8 +201,7 @@ void Monitor::read_control(int rank, Control& control) {
     control.got += n > 0 ? static_cast<size_t>(n) : 0;
     if (n > 0 && control.got < sizeof control.incoming) continue;
     const ControlMessage& message = control.incoming;
-    if (n <= 0 || message.magic != ControlMessage::kMagic || message.epoch != identity_.epoch ||
-        message.rank_count > ControlMessage::kMaxRanks) {
+    if (n <= 0 || !is_sane(message, identity_)) {
       {
         const std::lock_guard lock(sending_);
         control.fd.reset();
@@ -206,7 +223,7 @@ void Monitor::handle(int rank, ControlMessage message) {
     case ControlMessage::Type::Beat:
       return;
     case ControlMessage::Type::Left:
-      if (message.about >= 0 && message.about < identity_.size) mark_left(message.about);
+      mark_left(message.about);
       break;
     case ControlMessage::Type::Trouble:
       if (identity_.rank == 0 && message.kind == ErrorKind::Fenced) return lost(rank, message.text);
@@ -216,13 +233,13 @@ void Monitor::handle(int rank, ControlMessage message) {
       if (message.about == identity_.rank) {
         message.type = ControlMessage::Type::Told;
         set_text(message, recorder::doing());
-        return send(rank, message);
+        return offer(rank, message);
       }
-      return send(message.about, message);  // rank 0 hands it on
+      return offer(message.about, message);  // rank 0 hands it on
     case ControlMessage::Type::Told: {
-      if (message.ranks[0] != identity_.rank) return send(message.ranks[0], message);
+      if (message.ranks[0] != identity_.rank) return offer(message.ranks[0], message);
       const std::lock_guard lock(mutex_);
-      answers_[message.about] = message.text;
+      answers_[message.about] = {message.text, Clock::now()};
       return;
     }
   }
@@ -237,21 +254,20 @@ void Monitor::read_watch(WatchedProcess& watched, bool process_ended) {
   if (got == 1 && word == kGoodbye) return mark_left(watch.rank);
   const bool closed = got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
   if (!closed && !process_ended) return;
-  std::string how = "closed its connection without shutdown";
-  pollfd process{watch.process.get(), POLLIN, 0};  // a process closes its connections a little before it has ended
-  if (process_ended || ::poll(&process, 1, static_cast<int>(kCauseSeconds * 1000)) == 1) {
-    how = "ended without shutdown";
-    if (!has_left(watch.rank)) {
-      const std::string cause = how_it_ended(watch.process, watched.pid);
-      how += cause.empty() ? " (killed, crashed or exited)" : ": " + cause;
-    }
+  std::string how;
+  if (process_ended && !has_left(watch.rank)) {
+    const std::string cause = how_it_ended(watch.process, watched.pid);
+    how = "ended without shutdown" + (cause.empty() ? " (killed, crashed or exited)" : ": " + cause);
   }
   {
     const std::lock_guard lock(sending_);
     watch.connection.reset();
-    watch.process.reset();
+    if (process_ended || has_left(watch.rank)) watch.process.reset();
   }
-  lost(watch.rank, how);
+  if (process_ended)
+    lost(watch.rank, how);
+  else  // a process closes its connections a little before it has ended
+    lost_soon(watch.rank, "closed its connection without shutdown");
 }
 
 // For one whose end others see better, as its own host does: their word may be on its way.
@@ -326,20 +342,40 @@ ControlMessage Monitor::make_message() const {
   return message;
 }
 
-void Monitor::send(int rank, const ControlMessage& message) {
+// False when the peer takes none of it before the deadline. A message that is taken in part is the connection's last: what
+// would follow could not be told from the rest. The peer's death is noticed where it is watched.
+bool Monitor::send(const Control& to, const ControlMessage& message, Deadline deadline) {
   const std::lock_guard lock(sending_);
-  const auto to = controls_.find(rank);
-  if (to == controls_.end() || !to->second.fd) return;
-  try {
-    send_all(to->second.fd.get(), &message, sizeof message, Deadline::after(kSendSeconds));
-  } catch (const Error&) {
-    // Its own death is noticed where it is watched.
+  if (!to.fd) return true;
+  const char* bytes = reinterpret_cast<const char*>(&message);
+  for (size_t sent = 0; sent < sizeof message;) {
+    pollfd writable{to.fd.get(), POLLOUT, 0};  // then there is room for it whole
+    if (::poll(&writable, 1, deadline.passed() ? 0 : deadline.milliseconds_left(1000)) == 1) {
+      const ssize_t n = ::send(to.fd.get(), bytes + sent, sizeof message - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n > 0) sent += static_cast<size_t>(n);
+      if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR) && !deadline.passed())) continue;
+      if (n < 0 && errno != EAGAIN && errno != EINTR) return true;  // it has closed
+    } else if (!deadline.passed()) {
+      continue;
+    }
+    if (sent > 0) ::shutdown(to.fd.get(), SHUT_RDWR);
+    return sent > 0;
   }
+  return true;
+}
+
+// What is not worth waiting for: dropped where there is no room for it now.
+void Monitor::offer(int rank, const ControlMessage& message) {
+  const auto to = controls_.find(rank);
+  if (to != controls_.end() && !to->second.excluded) send(to->second, message, Deadline::after(0));
 }
 
 void Monitor::pass_on(const ControlMessage& message, int except) {
+  std::vector<const Control*> slow;
   for (const auto& [rank, control] : controls_)
-    if (rank != except && !control.excluded) send(rank, message);
+    if (rank != except && !control.excluded && !send(control, message, Deadline::after(0))) slow.push_back(&control);
+  const Deadline deadline = Deadline::after(kSendSeconds);
+  for (const Control* control : slow) send(*control, message, deadline);
 }
 
 void Monitor::ask(int rank) {
@@ -347,13 +383,14 @@ void Monitor::ask(int rank) {
   message.type = ControlMessage::Type::Ask;
   message.about = rank;
   message.ranks[0] = identity_.rank;
-  send(identity_.rank == 0 ? rank : 0, message);
+  offer(identity_.rank == 0 ? rank : 0, message);
 }
 
 std::string Monitor::answer_of(int rank) const {
   const std::lock_guard lock(mutex_);
   const auto found = answers_.find(rank);
-  return found == answers_.end() ? "" : found->second;
+  const bool is_news = found != answers_.end() && Clock::now() - found->second.second < seconds(kAnswerSeconds);
+  return is_news ? found->second.first : "";
 }
 
 void Monitor::raise_trouble(const std::string& during) const {

@@ -77,8 +77,8 @@ class Monitor {
   // Makes an error of this rank everybody's, this rank's later operations included. The first one stays.
   void report(const Error& error, const std::vector<int>& ranks);
 
-  // Asks the monitor of another rank what that rank is doing; what it said last, "" before. The answer comes by way of rank 0,
-  // also from a rank that computes or holds the GIL. Any thread.
+  // Asks the monitor of another rank what that rank is doing; what it said within the last seconds, or "". The answer comes
+  // by way of rank 0, also from a rank that computes or holds the GIL. Any thread.
   void ask(int rank);
   std::string answer_of(int rank) const;
 
@@ -122,7 +122,8 @@ class Monitor {
   void read_control(int rank, Control& control);
   void handle(int rank, ControlMessage message);
   void read_watch(WatchedProcess& watched, bool process_ended);
-  void send(int rank, const ControlMessage& message);
+  bool send(const Control& to, const ControlMessage& message, Deadline deadline);
+  void offer(int rank, const ControlMessage& message);
   void pass_on(const ControlMessage& message, int except);
   void accept_trouble(const Trouble& trouble);
   ControlMessage make_message() const;
@@ -143,7 +144,7 @@ class Monitor {
   mutable std::mutex mutex_;                  // guards trouble_, left_ and answers_; never held while sending
   Trouble trouble_;
   std::vector<bool> left_;
-  std::map<int, std::string> answers_;
+  std::map<int, std::pair<std::string, Clock::time_point>> answers_;
   std::thread thread_;
 };
 

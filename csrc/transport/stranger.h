@@ -6,9 +6,10 @@
 namespace roundel::transport {
 
 inline constexpr double kStrangerSeconds = 5;
+inline constexpr char kAdmitted = 'A';  // the acceptor's last word
 
 struct Hello {
-  char magic[8] = {'R', 'O', 'U', 'N', 'D', 'E', 'L', '2'};
+  char magic[8] = {'R', 'O', 'U', 'N', 'D', 'E', 'L', '3'};
   std::array<uint8_t, 16> job{};
   uint32_t role = 0;
   uint32_t epoch = 0;
@@ -35,10 +36,13 @@ struct Stranger {
 
   // Reads what is there. Only the bytes that the handshake needs are ever taken from the socket.
   Fate advance(const Identity& self, Role role);
+  // Tells it that it was let in. False when it has gone meanwhile.
+  bool welcome() const;
   bool said_hello() const { return got >= sizeof hello; }
 
   Fd fd;
   Deadline deadline = Deadline::after(kStrangerSeconds);
+  Clock::time_point since = Clock::now();  // accepted, or answered
   Hello hello;
   Reply reply;
   Digest proof{};
@@ -48,8 +52,11 @@ struct Stranger {
   bool answer(const Identity& self, Role role);
 };
 
-// The connector's side, on a connected socket. Throws HandshakeError when the other end cannot prove that it knows the token,
-// Timeout, or a plain Error when it hangs up. `address`: for error texts.
+// A connection to a port of this host where nobody listens may meet itself: the kernel chose that very port for this end.
+bool is_connected_to_itself(int fd);
+
+// The connector's side, on a connected socket, until it is let in. Throws HandshakeError when the other end cannot prove that
+// it knows the token, Timeout, or a plain Error when it hangs up. `address`: for error texts.
 void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
 
 }  // namespace roundel::transport

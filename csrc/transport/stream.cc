@@ -8,6 +8,7 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
+#include "transport/hangup.h"
 
 namespace roundel::transport {
 namespace {
@@ -19,7 +20,9 @@ constexpr size_t kAllCredit = 64u << 20, kLeastCredit = 1u << 20, kMostCredit = 
 constexpr uint32_t kBookkeeping = 2;       // units that a message of no bytes costs its receiver
 constexpr size_t kMaxAnnounced = 64;       // point-to-point messages announced to one peer at a time; the rest wait unannounced
 constexpr size_t kWorthATurn = 32u << 10;  // smaller payloads do not keep a socket busy
-constexpr double kClosing = 1;             // seconds between the ends of two channels of a peer that closes all of them
+constexpr double kClosing = 1;             // seconds without a byte, after the end of one of several channels of a peer
+constexpr double kHangUp = 0.1;            // seconds for what was written to arrive, where the peer has nothing to tell us
+constexpr double kHangUpWithNews = 5;      // and where it may: its frame would meet a closed socket, which destroys the rest
 
 uint32_t units_of(size_t bytes) { return static_cast<uint32_t>((bytes + kUnit - 1) / kUnit) + kBookkeeping; }
 
@@ -31,8 +34,8 @@ struct StreamTransport::Peer {
   int rank = -1;
   std::vector<std::unique_ptr<Stripe>> stripes;
   size_t next_stripe = 0;
-  bool local = false;  // the doorbell announces its bytes
-  Clock::time_point first_closed{};
+  bool local = false;               // the doorbell announces its bytes
+  Clock::time_point quiet_since{};  // since a channel of several has ended, or has moved bytes after that
 
   std::map<Key, Posted> posted;
   std::map<Key, Early> early;
@@ -43,13 +46,15 @@ struct StreamTransport::Peer {
   std::deque<Waiting> held;        // point-to-point messages that are not announced yet
   size_t announced_transfers = 0;
 
-  // Units of all unasked messages, modulo 2^32: sent by us, consumed by it as far as we know, consumed by us.
-  uint32_t sent = 0, acknowledged = 0, consumed = 0;
+  // Units of all unasked messages, modulo 2^32: sent by us, consumed by it as far as we know; consumed by us,
+  // and as it knows.
+  uint32_t sent = 0, acknowledged = 0, consumed = 0, told = 0;
+  bool telling = false;  // a frame for that is queued
   uint32_t in_flight() const { return sent - acknowledged; }
 
   bool awaits() const { return !posted.empty() || !waiting.empty(); }
   bool sending() const {
-    return std::any_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return !stripe->idle(); });
+    return std::any_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return stripe->owes(); });
   }
   bool ended() const {
     return std::all_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return stripe->closed(); });
@@ -58,8 +63,8 @@ struct StreamTransport::Peer {
   bool gone() {
     if (ended()) return true;
     if (std::none_of(stripes.begin(), stripes.end(), [](const auto& stripe) { return stripe->closed(); })) return false;
-    if (first_closed == Clock::time_point{}) first_closed = Clock::now();
-    return Clock::now() - first_closed > std::chrono::duration<double>(kClosing);
+    if (quiet_since == Clock::time_point{}) quiet_since = Clock::now();
+    return Clock::now() - quiet_since > std::chrono::duration<double>(kClosing);
   }
 };
 
@@ -90,7 +95,18 @@ StreamTransport::StreamTransport(const Identity& identity, std::vector<Channels>
   }
 }
 
-StreamTransport::~StreamTransport() = default;
+StreamTransport::~StreamTransport() {
+  if (abandoned_) return;
+  std::vector<int> sockets;
+  double seconds = kHangUp;
+  for (const Peer* peer : connected_)
+    for (const auto& stripe : peer->stripes) {
+      if (stripe->closed() || stripe->channel().socket() < 0) continue;
+      sockets.push_back(stripe->channel().socket());
+      if (peer->in_flight() > credit_ / 4) seconds = kHangUpWithNews;
+    }
+  hang_up(std::move(sockets), seconds);
+}
 
 StreamTransport::Peer& StreamTransport::peer_at(int rank) { return peers_[static_cast<size_t>(rank)]; }
 
@@ -159,12 +175,12 @@ Ticket StreamTransport::send(int peer_rank, const Tag& tag, ConstBytes bytes) {
   const Waiting message{tag, bytes, open_ticket()};
   note(tag);
   Peer& peer = peer_at(peer_rank);
-  // Half-way through the credit one message asks for it, and the others go on meanwhile.
-  const bool asks = peer.in_flight() > credit_ / 2 && peer.waiting.empty();
+  if (peer.in_flight() + uint64_t{units_of(bytes.size())} > credit_ / 2)  // who only sends reads here what was consumed
+    for (const auto& stripe : peer.stripes) pump(*stripe);
   const bool transfer = tag.sequence >= kPointToPoint;
   if (transfer && (!peer.held.empty() || peer.announced_transfers >= kMaxAnnounced))
     peer.held.push_back(message);
-  else if (asks || peer.in_flight() + uint64_t{units_of(bytes.size())} > credit_)
+  else if (peer.in_flight() + uint64_t{units_of(bytes.size())} > credit_)
     announce(peer, message);
   else
     send_eagerly(peer, message);
@@ -185,12 +201,20 @@ void StreamTransport::release_held(Peer& peer) {
   }
 }
 
-void StreamTransport::before_write(Stripe& stripe, FrameHeader& header) { header.credit = peer_at(stripe.peer()).consumed; }
+void StreamTransport::before_write(Stripe& stripe, FrameHeader& header) {
+  Peer& peer = peer_at(stripe.peer());
+  header.credit = peer.told = peer.consumed;
+  if ((header.flags & kCredits) != 0) peer.telling = false;
+}
 
 bool StreamTransport::flush(Peer& peer, Stripe& stripe) {
   try {
     return stripe.flush(*this);
   } catch (const PeerGone&) {
+    if (!stripe.owes()) {  // it does not care any more; what it has sent is still to be read
+      stripe.drop_output();
+      return false;
+    }
     stripe.close();
     raise_gone(peer);
   }
@@ -225,8 +249,8 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
       peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket, true});
     } else {
       std::copy(message.begin(), message.end(), bytes.begin());
-      peer.consumed += units_of(bytes.size());
       close_ticket(ticket);
+      consume(peer, bytes.size());
     }
     peer.early.erase(early);
     return ticket;
@@ -239,6 +263,15 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
     queue(peer, tag, bytes.size(), kGrants, {}, std::nullopt);
   }
   return ticket;
+}
+
+// A message that came unasked has its place. Its sender learns of it by whatever we send next, or else in a frame of its own.
+void StreamTransport::consume(Peer& peer, size_t bytes) {
+  peer.consumed += units_of(bytes);
+  if (peer.telling || peer.consumed - peer.told <= credit_ / 4) return;
+  if (std::any_of(peer.stripes.begin(), peer.stripes.end(), [](const auto& stripe) { return stripe->closed(); })) return;
+  peer.telling = true;
+  queue(peer, {}, 0, kCredits, {}, std::nullopt);
 }
 
 // Throws when a message shows that its sender called something else.
@@ -285,6 +318,7 @@ Bytes StreamTransport::begin_payload(Stripe& stripe, const FrameHeader& header) 
     peer.acknowledged = header.credit;
     release_held(peer);
   }
+  if ((header.flags & kCredits) != 0) return {};
   if ((header.flags & kAnnounces) != 0) return announced(peer, header), Bytes{};
   if ((header.flags & kGrants) != 0) return granted(peer, header), Bytes{};
   check_signature(peer, header);
@@ -316,12 +350,13 @@ void StreamTransport::finish_payload(Stripe& stripe, const FrameHeader& header) 
   const auto posted = peer.posted.find({header.sequence, header.index});
   close_ticket(posted->second.ticket);
   peer.posted.erase(posted);
-  if ((header.flags & kGranted) == 0) peer.consumed += units_of(header.length);
+  if ((header.flags & kGranted) == 0) consume(peer, header.length);
 }
 
 bool StreamTransport::pump(Stripe& stripe) {
   if (stripe.closed()) return false;
   const bool moved = stripe.pump(*this);
+  if (moved) peer_at(stripe.peer()).quiet_since = {};
   if (stripe.closed() && stripe.channel().descriptor() >= 0)
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stripe.channel().descriptor(), nullptr);
   return moved;

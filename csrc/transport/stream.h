@@ -4,8 +4,9 @@
 // A message whose receive is posted already goes straight to its destination; one that comes early is kept. How much a peer may
 // make us keep is bounded by its credit: it sends at most that many bytes that we have not consumed. Beyond, it announces a
 // message in a frame of its own, and sends it when we grant it, which we do as soon as its receive is posted. So what is waited
-// for always comes through, whatever nobody asked for yet. Every header tells what its sender has consumed so far; a grant is
-// sent only to a rank that waits for it, so that nothing is ever under way to one that has finished and closed.
+// for always comes through, whatever nobody asked for yet. Every header tells what its sender has consumed so far; where that
+// is a quarter of the credit more than it told last, and it has nothing to send, a frame of its own tells it. Such a frame may
+// be under way to a rank that has finished: whoever closes makes sure first that its own bytes have arrived (hangup.h).
 //
 // With several channels to a peer, frames take whichever has the least to do: tags match them, in any order.
 #pragma once
@@ -82,6 +83,7 @@ class StreamTransport final : public Transport, private FrameSink {
   void send_eagerly(Peer& peer, const Waiting& message);
   void announce(Peer& peer, const Waiting& message);
   void release_held(Peer& peer);
+  void consume(Peer& peer, size_t bytes);
   void announced(Peer& peer, const FrameHeader& header);
   void granted(Peer& peer, const FrameHeader& header);
   void check_signature(const Peer& peer, const FrameHeader& header) const;

@@ -27,6 +27,7 @@ Stripe::Stripe(int rank, int peer, std::unique_ptr<Channel> channel, bool checke
 
 void Stripe::queue(Outgoing frame) {
   queued_bytes_ += kHeader + frame.payload.size();
+  owed_ += (frame.header.flags & kCredits) == 0;
   out_.push_back(std::move(frame));
 }
 
@@ -67,6 +68,7 @@ bool Stripe::flush(FrameSink& sink) {
         failpoint::pass(failpoint::Point::StreamHalfSent);
       if (front.sent < kHeader + front.payload.size()) break;
       if (front.ticket) sink.written(*front.ticket);
+      owed_ -= (front.header.flags & kCredits) == 0;
       out_.pop_front();
     }
     if (wrote < bytes) break;
@@ -143,10 +145,14 @@ void Stripe::redirect(Bytes into) {
   into_ = into;
 }
 
+void Stripe::drop_output() {
+  out_.clear();
+  queued_bytes_ = owed_ = 0;
+}
+
 void Stripe::close() {
   closed_ = true;
-  out_.clear();
-  queued_bytes_ = 0;
+  drop_output();
 }
 
 }  // namespace roundel::transport

@@ -54,6 +54,8 @@ class Stripe {
   void queue(Outgoing frame);
   size_t queued_bytes() const { return queued_bytes_; }
   bool idle() const { return out_.empty(); }
+  // Whether anything is queued that the peer waits for; news of credit alone is not.
+  bool owes() const { return owed_ > 0; }
 
   // Writes what the channel takes, reads what it has, a bounded amount each time. True when anything moved.
   // flush() throws PeerGone; pump() throws CorruptFrame and whatever the sink does.
@@ -68,7 +70,9 @@ class Stripe {
   // Sends the rest of the payload under way elsewhere, after what is here already.
   void redirect(Bytes into);
 
-  // Drops all that is queued; reads nothing any more.
+  // Drops all that is queued.
+  void drop_output();
+  // The same, and reads nothing any more.
   void close();
 
   std::vector<std::byte> dropped;  // where a payload goes that nobody wants
@@ -86,6 +90,7 @@ class Stripe {
 
   std::deque<Outgoing> out_;
   size_t queued_bytes_ = 0;
+  size_t owed_ = 0;  // frames
 
   FrameHeader header_;
   size_t header_got_ = 0;

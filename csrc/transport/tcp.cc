@@ -46,6 +46,7 @@ class TcpChannel final : public Channel {
   }
 
   int descriptor() const override { return fd_.get(); }
+  int socket() const override { return fd_.get(); }
   bool leaves_host() const override { return true; }
 
  private:
@@ -64,13 +65,15 @@ std::map<int, std::vector<std::unique_ptr<Channel>>> open_tcp(const Identity& id
   for (const auto& [rank, address] : lower)
     for (size_t i = 0; i < sockets; ++i)
       channels[rank].push_back(socket_channel(connect_to(address, identity, rank, Role::Data, deadline)));
-  for (auto& [rank, fd] : accept_each(listen_fd, identity, Role::Data, higher, sockets, deadline))
+  std::string obstacle;
+  for (auto& [rank, fd] : accept_each(listen_fd, identity, Role::Data, higher, sockets, deadline, &obstacle))
     channels[rank].push_back(socket_channel(std::move(fd)));
   std::vector<int> missing;
   for (const int rank : higher)
     if (channels[rank].size() < sockets) missing.push_back(rank);
   if (!missing.empty())
-    throw Timeout(format("rank %d: no connection from rank %s in time", identity.rank, join_ranks(missing).c_str()));
+    throw Timeout(
+        format("rank %d: no connection from rank %s in time%s", identity.rank, join_ranks(missing).c_str(), obstacle.c_str()));
   return channels;
 }
 

@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <functional>
 #include <memory>
+#include <thread>
 
 #include "base/process.h"
 #include "check.h"
@@ -24,6 +26,17 @@ std::pair<Fd, Fd> connected() {
   int both[2];
   ROUNDEL_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, both) == 0);
   return {Fd(both[0]), Fd(both[1])};
+}
+
+// Where a close with unread input is a reset, unlike between unix sockets.
+std::pair<Fd, Fd> connected_by_tcp() {
+  const Fd listener = listen_on(resolve("127.0.0.1:0"));
+  const Address address = local_address(listener.get());
+  Fd one(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ROUNDEL_CHECK(::connect(one.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) == 0);
+  Fd other(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  ROUNDEL_CHECK(other.get() >= 0);
+  return {std::move(one), std::move(other)};
 }
 
 std::unique_ptr<Monitor> monitor(int rank, int size, std::map<int, Fd> controls, double start = kDead) {
@@ -147,6 +160,136 @@ TEST(ranks_answer_what_they_do_by_way_of_rank_0) {
     ::poll(nullptr, 0, 1);
   CHECK(!m1->answer_of(2).empty() && !m1->answer_of(0).empty() && !m0->answer_of(1).empty());
   CHECK(m0->answer_of(2).empty());
+}
+
+TEST(lies_about_ranks_are_garbage) {
+  using Type = ControlMessage::Type;
+  const auto is_refused = [](const std::function<void(ControlMessage&)>& lie) {
+    auto [a, b] = connected();
+    std::map<int, Fd> zero;
+    zero[1] = std::move(a);
+    const auto m0 = monitor(0, 3, std::move(zero));
+    ControlMessage message;
+    message.epoch = 1;
+    lie(message);
+    send_all(b.get(), &message, sizeof message, Deadline::after(1));
+    return becomes_troubled(*m0, kDead / 2) && trouble_of(*m0).find("garbage") != std::string::npos;
+  };
+  CHECK(!is_refused([](ControlMessage&) {}));
+  for (const int rank : {-1, 3, 1 << 30}) {
+    for (const Type type : {Type::Left, Type::Ask, Type::Told})
+      CHECK(is_refused([&](ControlMessage& m) { m.type = type, m.about = rank; }));
+    for (const Type type : {Type::Ask, Type::Told})
+      CHECK(is_refused([&](ControlMessage& m) { m.type = type, m.about = 1, m.ranks[0] = rank; }));
+    CHECK(is_refused(
+        [&](ControlMessage& m) { m.type = Type::Trouble, m.kind = ErrorKind::PeerLost, m.rank_count = 2, m.ranks[1] = rank; }));
+  }
+  CHECK(is_refused([](ControlMessage& m) { m.type = static_cast<Type>(5); }));
+  CHECK(is_refused([](ControlMessage& m) { m.type = Type::Trouble, m.kind = static_cast<ErrorKind>(8); }));
+}
+
+TEST(questions_to_a_rank_that_does_not_read_block_nobody) {
+  auto [a, b] = connected();
+  auto [c, d] = connected();
+  const int small = 4096;
+  ::setsockopt(c.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  std::map<int, Fd> zero, one;
+  zero[1] = std::move(a);
+  zero[2] = std::move(c);  // nobody reads at the other end
+  one[0] = std::move(b);
+  const auto m0 = monitor(0, 3, std::move(zero), 5), m1 = monitor(1, 3, std::move(one), 5);
+  const auto start = Clock::now();
+  for (int i = 0; i < 50; ++i) {
+    m0->ask(2);
+    m1->ask(2);
+  }
+  while (m1->answer_of(0).empty() && Clock::now() - start < std::chrono::seconds(4)) {
+    m1->ask(0);
+    ::poll(nullptr, 0, 5);
+  }
+  CHECK(Clock::now() - start < std::chrono::milliseconds(500));
+  CHECK_EQ(trouble_of(*m0) + trouble_of(*m1), "");
+  const auto before = Clock::now();
+  m0->report(Error("enough"), {});  // tells the one that listens, and does not wait long for the other
+  CHECK(becomes_troubled(*m1, 0.5));
+  CHECK(Clock::now() - before < std::chrono::milliseconds(1500));
+}
+
+TEST(an_answer_is_no_news_after_three_seconds) {
+  auto [a, b] = connected();
+  std::map<int, Fd> zero, one;
+  zero[1] = std::move(a);
+  one[0] = std::move(b);
+  const auto m0 = monitor(0, 2, std::move(zero)), m1 = monitor(1, 2, std::move(one));
+  m0->ask(1);
+  for (const Deadline deadline = Deadline::after(2); m0->answer_of(1).empty() && !deadline.passed();) ::poll(nullptr, 0, 1);
+  CHECK(!m0->answer_of(1).empty());
+  ::poll(nullptr, 0, 3100);
+  CHECK(m0->answer_of(1).empty());
+}
+
+TEST(what_a_rank_says_last_arrives_though_it_never_read_what_came) {
+  auto [a, b] = connected_by_tcp();
+  std::map<int, Fd> one;
+  one[0] = std::move(b);
+  auto m1 = monitor(1, 2, std::move(one));
+  ControlMessage beat;
+  beat.epoch = 1;
+  m1->report(Error("the reason"), {});
+  std::thread babbler([&, fd = a.get()] {
+    for (int i = 0; i < 1000; ++i)
+      if (::send(fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT) <= 0) break;
+  });
+  m1.reset();
+  babbler.join();
+  ControlMessage heard;
+  do recv_all(a.get(), &heard, sizeof heard, Deadline::after(1));
+  while (heard.type == ControlMessage::Type::Beat);
+  CHECK(std::string(heard.text).find("the reason") != std::string::npos);
+}
+
+TEST(a_text_that_does_not_fit_is_cut_between_characters) {
+  auto [a, b] = connected();
+  std::map<int, Fd> zero, one;
+  zero[1] = std::move(a);
+  one[0] = std::move(b);
+  const auto m0 = monitor(0, 2, std::move(zero)), m1 = monitor(1, 2, std::move(one));
+  std::string text;
+  while (text.size() < 600) text += "\u91cd";
+  m1->report(Error(text), {});
+  CHECK(becomes_troubled(*m0, 2));
+  const std::string heard = trouble_of(*m0);
+  const size_t end = heard.find(" (noticed during");
+  CHECK(heard.size() > 350 && end != std::string::npos);
+  CHECK_EQ(heard.substr(end - 3, 3), "\u91cd");
+}
+
+TEST(a_rank_that_left_and_closed_costs_its_host_mates_no_wait) {
+  std::vector<Watch> watches;
+  std::vector<std::pair<Fd, Fd>> pairs;
+  for (int rank = 1; rank <= 30; ++rank) {
+    pairs.push_back(connected());
+    watches.push_back({rank, std::move(pairs.back().first), Fd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)))});
+  }
+  const Monitor m0(Identity({}, 0, 31, 1), {}, std::move(watches), [] {}, MonitorTimes{kDead, kDead});
+  const auto start = Clock::now();
+  for (auto& [mine, theirs] : pairs) {
+    CHECK_EQ(::send(theirs.get(), "L", 1, MSG_NOSIGNAL), 1);
+    theirs.reset();
+  }
+  while (!m0.troubled() && Clock::now() - start < std::chrono::milliseconds(50)) ::poll(nullptr, 0, 1);
+  CHECK(!m0.troubled());
+  CHECK(m0.somebody_left());
+}
+
+TEST(a_closed_connection_of_a_process_that_lives_is_a_loss_after_a_moment) {
+  auto [mine, theirs] = connected();
+  std::vector<Watch> watches;
+  watches.push_back({1, std::move(mine), Fd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)))});
+  const Monitor m0(Identity({}, 0, 2, 1), {}, std::move(watches), [] {}, MonitorTimes{kDead, kDead});
+  theirs.reset();
+  CHECK(becomes_troubled(m0, 1));
+  CHECK(trouble_of(m0).find("rank 1 closed its connection without shutdown") != std::string::npos);
 }
 
 TEST(how_a_process_ended_is_known_to_others_than_its_parent) {

@@ -1,8 +1,23 @@
 #include "base/recorder.h"
 
+#include "base/text.h"
 #include "check.h"
 
 using namespace roundel;
+
+TEST(a_name_is_cut_between_characters) {
+  for (const char* start : {"", "x", "xx"}) {
+    const std::string name = start + std::string("層の重み:層の重み:層の重み:層の重み:層の重み");
+    recorder::begin(1, 1, {}, 0, name, recorder::State::Done);
+    const std::string kept = recorder::entries().back().name;
+    CHECK(kept.size() < recorder::kNameBytes && kept.size() > recorder::kNameBytes - 4);
+    CHECK(name.starts_with(kept));
+    CHECK((static_cast<unsigned char>(name[kept.size()]) & 0xc0) != 0x80);
+  }
+  CHECK_EQ(cut_text("äöü", 3), "ä");
+  CHECK_EQ(cut_text("äöü", 6), "äöü");
+  CHECK_EQ(cut_text("abc", 2), "ab");
+}
 
 TEST(recorder_keeps_the_last_entries_in_order) {
   Signature s;

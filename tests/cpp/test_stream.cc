@@ -2,8 +2,11 @@
 #include "transport/stream.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+
+#include <thread>
 
 #include "base/error.h"
 #include "check.h"
@@ -42,6 +45,13 @@ struct Pair {
     for (int i = 0; i < 20'000; ++i) {
       if (at(rank).test(ticket)) return true;
       step();
+    }
+    return false;
+  }
+  bool finish_alone(int rank, Ticket ticket) {
+    for (const Deadline deadline = Deadline::after(3); !deadline.passed();) {
+      if (at(rank).test(ticket)) return true;
+      at(rank).sleep(Deadline::after(0.001), [] { return false; });
     }
     return false;
   }
@@ -94,6 +104,133 @@ TEST(what_nobody_asked_for_is_kept_up_to_the_credit_and_blocks_nothing) {
     CHECK(pair.finish(0, sends[i]));
   }
   CHECK_EQ(pair.at(1).kept_bytes(0), size_t{0});
+}
+
+TEST(one_way_messages_that_are_received_never_use_up_the_credit) {
+  for (const auto& [count, bytes] : {std::pair{10'000, 1'000}, {1'000, 100'000}, {20, 3'000'000}}) {
+    Pair pair(1);
+    const std::vector<std::byte> sent(static_cast<size_t>(bytes), std::byte{5});
+    std::vector<std::byte> got(sent.size());
+    for (uint64_t i = 0; i < static_cast<uint64_t>(count); ++i) {
+      const Ticket send = pair.at(0).send(1, tag_of(i, got.size()), sent);
+      // The receiver looks at its connection only while it receives, the sender while its message is on its way.
+      const Ticket receive = pair.at(1).recv(0, tag_of(i, got.size()), got);
+      bool arrived = false, written = pair.at(0).test(send);
+      for (int step = 0; step < 10'000 && !(arrived && written); ++step) {
+        if (!written) pair.at(0).poll(), written = pair.at(0).test(send);
+        if (!arrived) pair.at(1).poll(), arrived = pair.at(1).test(receive);
+      }
+      CHECK(arrived && written);
+      if (!arrived || !written) break;
+    }
+  }
+}
+
+TEST(a_sender_of_small_messages_never_waits_for_a_receiver_that_is_elsewhere) {
+  Pair pair(1);
+  const std::vector<std::byte> sent(100'000, std::byte{5});
+  std::vector<std::byte> got(sent.size());
+  for (uint64_t i = 0; i < 500; ++i) {
+    const Ticket send = pair.at(0).send(1, tag_of(i, got.size()), sent);
+    CHECK(pair.at(0).test(send));  // all of it is in the socket before the receiver looks at it
+    const Ticket receive = pair.at(1).recv(0, tag_of(i, got.size()), got);
+    CHECK(pair.finish_alone(1, receive));
+  }
+}
+
+TEST(news_of_credit_for_a_rank_that_has_left_is_no_error) {
+  Pair pair(1);
+  const std::vector<std::byte> sent(100'000, std::byte{5});
+  std::vector<std::byte> got(sent.size());
+  constexpr uint64_t kMessages = 60;  // more than a quarter of the credit
+  std::vector<Ticket> receives;
+  for (uint64_t i = 0; i < kMessages; ++i) {
+    const Ticket send = pair.at(0).send(1, tag_of(i, got.size()), sent);
+    while (!pair.at(0).test(send)) {
+      pair.at(0).poll();
+      pair.ends[1].transport->sleep(Deadline::after(0.001), [] { return false; });
+    }
+  }
+  std::thread leaving([&] { pair.ends[0].transport.reset(); });
+  for (uint64_t i = 0; i < kMessages; ++i) {
+    if (i == kMessages / 2) ::poll(nullptr, 0, 50);
+    CHECK(pair.finish_alone(1, pair.at(1).recv(0, tag_of(i, got.size()), got)));
+    CHECK(got == sent);
+  }
+  leaving.join();
+}
+
+TEST(a_peer_that_closes_one_of_several_sockets_may_go_on_with_the_others) {
+  Pair pair(2);
+  ::shutdown(pair.raw, SHUT_WR);
+  std::vector<std::byte> sent(100, std::byte{1}), got(100);
+  for (uint64_t i = 0; i < 13; ++i) {
+    const Ticket receive = pair.at(1).recv(0, tag_of(i, got.size()), got);
+    const Deadline later = Deadline::after(0.1);
+    while (!later.passed()) pair.ends[1].transport->sleep(later, [] { return false; });
+    CHECK(pair.finish(0, pair.at(0).send(1, tag_of(i, sent.size()), sent)));
+    CHECK(pair.finish_alone(1, receive));
+  }
+  CHECK_THROWS(pair.finish_alone(1, pair.at(1).recv(0, tag_of(13, got.size()), got)), PeerLost);
+}
+
+TEST(a_header_with_a_flipped_bit_is_refused) {
+  for (const size_t byte : {0u, 4u, 6u, 8u, 12u, 16u, 24u, 28u, 40u, 48u, 56u, 60u}) {
+    Pair pair(1);
+    FrameHeader header = make_header(1, 0, tag_of(0, 8), 0);
+    seal(header, {}, false);
+    reinterpret_cast<std::byte*>(&header)[byte] ^= std::byte{4};
+    (void)pair.at(1).recv(0, tag_of(0, 8), {});
+    CHECK_EQ(::write(pair.raw, &header, sizeof header), static_cast<ssize_t>(sizeof header));
+    CHECK_THROWS(pair.at(1).poll(), CorruptFrame);
+  }
+}
+
+TEST(a_frame_of_another_epoch_is_dropped) {
+  Pair pair(1);
+  std::vector<std::byte> old(100, std::byte{9}), sent(100, std::byte{1}), got(100);
+  FrameHeader header = make_header(7, 0, tag_of(0, 100), old.size());
+  seal(header, old, false);
+  const Ticket receive = pair.at(1).recv(0, tag_of(0, 100), got);
+  CHECK_EQ(::write(pair.raw, &header, sizeof header), static_cast<ssize_t>(sizeof header));
+  CHECK_EQ(::write(pair.raw, old.data(), old.size()), static_cast<ssize_t>(old.size()));
+  for (int i = 0; i < 5; ++i) pair.step();
+  CHECK(!pair.at(1).test(receive));
+  CHECK(pair.finish(0, pair.at(0).send(1, tag_of(0, 100), sent)));
+  CHECK(pair.finish(1, receive));
+  CHECK(got == sent);
+}
+
+TEST(a_message_that_comes_twice_is_refused) {
+  Pair pair(1);
+  std::vector<std::byte> payload(100), got(100);
+  FrameHeader header = make_header(1, 0, tag_of(1, 100), payload.size());
+  seal(header, payload, false);
+  for (int i = 0; i < 2; ++i) {
+    CHECK_EQ(::write(pair.raw, &header, sizeof header), static_cast<ssize_t>(sizeof header));
+    CHECK_EQ(::write(pair.raw, payload.data(), payload.size()), static_cast<ssize_t>(payload.size()));
+  }
+  (void)pair.at(1).recv(0, tag_of(0, 100), got);  // somebody waits for another one
+  CHECK_THROWS(pair.at(1).poll(), CorruptFrame);
+}
+
+TEST(a_message_of_a_collective_that_is_over_is_a_mismatch) {
+  Pair pair(1);
+  std::vector<std::byte> payload(100), got(100);
+  pair.at(1).retire({5, 0, {}});
+  (void)pair.at(0).send(1, {5, 0, {}}, payload);
+  (void)pair.at(1).recv(0, {6, 0, {}}, got);
+  CHECK_THROWS(pair.at(1).poll(), Mismatch);
+}
+
+TEST(ranks_that_call_different_things_both_learn_of_it) {
+  Pair pair(1);
+  std::vector<std::byte> sent(100), got(100);
+  Tag tags[2] = {{1, 0, {}}, {1, 0, {}}};
+  tags[0].signature.kind = OpKind::AllReduce;
+  tags[1].signature.kind = OpKind::Barrier;
+  for (int r = 0; r < 2; ++r) (void)pair.at(r).send(1 - r, tags[r], sent);
+  for (int r = 0; r < 2; ++r) CHECK_THROWS((pair.at(r).recv(1 - r, tags[r], got), pair.at(r).poll()), Mismatch);
 }
 
 TEST(a_payload_with_a_wrong_checksum_is_refused) {

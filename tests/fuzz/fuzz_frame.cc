@@ -43,11 +43,10 @@ void seal(std::vector<uint8_t>& bytes) {
     header.epoch &= 1;
     header.sequence &= 3;
     header.index &= 3;
-    header.reserved = 0;
     header.length %= 256;
     header.header_crc = crc32c(&header, offsetof(FrameHeader, header_crc));
     std::memcpy(bytes.data() + at, &header, sizeof header);
-    at += sizeof header + header.length;
+    at += sizeof header + payload_bytes(header);
   }
 }
 
@@ -59,8 +58,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if ((data[0] & 1) != 0) seal(bytes);
   static DoorbellState state;
   Doorbell bell(&state, Fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)));
-  std::vector<std::unique_ptr<Channel>> channels(2);
-  channels[1] = std::make_unique<FakeChannel>(std::move(bytes), 1 + data[0] / 2);
+  std::vector<StreamTransport::Channels> channels(2);
+  channels[1].push_back(std::make_unique<FakeChannel>(std::move(bytes), 1 + data[0] / 2));
   StreamTransport transport(Identity(Token{}, 0, 2, 1), std::move(channels), &bell, 0);
   std::byte into[3][16];
   try {
