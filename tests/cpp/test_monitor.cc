@@ -14,6 +14,7 @@
 
 #include "base/process.h"
 #include "check.h"
+#include "transport/hangup.h"
 
 using namespace roundel;
 using namespace roundel::transport;
@@ -228,24 +229,37 @@ TEST(an_answer_is_no_news_after_three_seconds) {
   CHECK(m0->answer_of(1).empty());
 }
 
-TEST(what_a_rank_says_last_arrives_though_it_never_read_what_came) {
+TEST(what_was_said_last_arrives_though_what_came_was_never_read) {
   auto [a, b] = connected_by_tcp();
-  std::map<int, Fd> one;
-  one[0] = std::move(b);
-  auto m1 = monitor(1, 2, std::move(one));
-  ControlMessage beat;
-  beat.epoch = 1;
-  m1->report(Error("the reason"), {});
-  std::thread babbler([&, fd = a.get()] {
-    for (int i = 0; i < 1000; ++i)
-      if (::send(fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT) <= 0) break;
+  const std::vector<char> words(100'000, 'w');
+  size_t said = 0, heard = 0;
+  for (ssize_t n; (n = ::send(a.get(), words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT)) > 0;)
+    said += static_cast<size_t>(n);  // far more than the other end's kernel takes
+  CHECK_EQ(::send(b.get(), "unread", 6, MSG_NOSIGNAL), 6);
+  std::thread leaving([&] {
+    hang_up({a.get()}, 5);
+    a.reset();
   });
-  m1.reset();
-  babbler.join();
-  ControlMessage heard;
-  do recv_all(a.get(), &heard, sizeof heard, Deadline::after(1));
-  while (heard.type == ControlMessage::Type::Beat);
-  CHECK(std::string(heard.text).find("the reason") != std::string::npos);
+  ::poll(nullptr, 0, 20);
+  std::vector<char> into(100'000);
+  for (ssize_t n; (n = ::recv(b.get(), into.data(), into.size(), 0)) > 0;) heard += static_cast<size_t>(n);
+  leaving.join();
+  CHECK_EQ(heard, said);
+}
+
+TEST(a_hang_up_waits_for_nobody_longer_than_told) {
+  auto [a, b] = connected_by_tcp();
+  const std::vector<char> words(100'000, 'w');
+  while (::send(a.get(), words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT) > 0) {
+  }
+  const auto start = Clock::now();
+  hang_up({a.get()}, 0.1);
+  CHECK(Clock::now() - start > std::chrono::milliseconds(90) && Clock::now() - start < std::chrono::milliseconds(400));
+  auto [c, d] = connected_by_tcp();
+  CHECK_EQ(::send(c.get(), "heard", 5, MSG_NOSIGNAL), 5);
+  const auto again = Clock::now();
+  hang_up({c.get()}, 5);  // what is said has arrived, though nobody reads it
+  CHECK(Clock::now() - again < std::chrono::milliseconds(500));
 }
 
 TEST(a_text_that_does_not_fit_is_cut_between_characters) {
