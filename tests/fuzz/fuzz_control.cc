@@ -27,7 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::map<int, Fd> controls;
   controls[1] = Fd(pairs[0][0]);
   controls[2] = Fd(pairs[1][0]);
-  const Fd theirs(pairs[0][1]), others(pairs[1][1]);
+  Fd theirs(pairs[0][1]), others(pairs[1][1]);
   ::send(theirs.get(), words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   ::shutdown(theirs.get(), SHUT_WR);
   Monitor monitor(Identity(Token{}, 0, 3, 1), std::move(controls), {}, [] {});
@@ -37,5 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     monitor.raise_trouble("fuzzing");
   } catch (const Error&) {
   }
+  theirs.reset();  // or the monitor would wait at its end for them to read
+  others.reset();
   return 0;
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import pytest
+import roundel
 from reference import assert_equal_bits, over_ranks, ranks_data
 from team import Team
 
@@ -68,7 +71,21 @@ def many_tiny_messages(comm):
     comm.barrier()
 
 
-STRIPED = [collectives_of_all_sizes, both_directions_at_the_same_time, much_that_nobody_expects, many_tiny_messages]
+def names_of_any_script(comm):
+    for start in ("", "x", "xx"):
+        name = start + "\u91cd\u307f" * 20  # far longer than the recorder keeps
+        comm.allreduce(np.ones(1), name=name)
+        kept = roundel.flight_record()[-1]["name"]
+        assert name.startswith(kept) and len(kept.encode()) > 44
+
+
+STRIPED = [
+    names_of_any_script,
+    collectives_of_all_sizes,
+    both_directions_at_the_same_time,
+    much_that_nobody_expects,
+    many_tiny_messages,
+]
 
 
 @pytest.mark.parametrize("case", [case.__name__ for case in STRIPED])
@@ -98,3 +115,18 @@ def test_one_way_messages_between_barriers(two_hosts, peer, count, messages):
 def test_one_way_messages_between_barriers_of_shared_memory():
     with Team(2, "shm") as team:
         team.run("test_tcp", "one_way_messages_between_barriers", {"peer": 1, "count": 100_000, "messages": 300})
+
+
+def a_sum(comm):
+    assert_equal_bits(comm.allreduce(ranks_data(comm.rank, 1000, "int32")), over_ranks("Sum", comm.size, 1000, "int32"))
+
+
+def test_a_job_over_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as s:
+            s.bind(("::1", 0))
+            port = s.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with Team(3, "tcp", {"ROUNDEL_RENDEZVOUS": f"[::1]:{port}"}) as team:
+        team.run("test_tcp", "a_sum", {})
