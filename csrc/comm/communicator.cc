@@ -132,7 +132,7 @@ void Communicator::prepare(Operation& operation) {
   refuse_nested_call();
   if (std::isnan(operation.timeout)) throw InvalidArgument(format("rank %d: timeout: expected seconds, got nan", world_->rank));
   if (operation.timeout <= 0) operation.timeout = default_timeout_;
-  operation.deadline = Deadline::after(operation.timeout);
+  operation.deadline = Deadline::after_roughly(operation.timeout);
 }
 
 void Communicator::run(Operation operation) {

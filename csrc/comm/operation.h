@@ -40,7 +40,7 @@ struct Operation {
   uint64_t sequence = 0;
   uint64_t record = 0;  // its number in the flight recorder
   Signature signature;
-  Deadline deadline = Deadline::after(0);
+  Deadline deadline;
 
   // Adds an all-reduce of the same dtype, op and scales to this one.
   void fuse(const Operation& member);
