@@ -21,6 +21,7 @@ const std::vector<Setting>& settings() {
       {"ROUNDEL_BUCKET_BYTES", "8M", "Size of DistributedOptimizer's gradient buckets."},
       {"ROUNDEL_ARENA_BYTES", "", "Address space for library-allocated buffers per rank; default: the machine's memory."},
       {"ROUNDEL_SPIN_MICROSECONDS", "50", "How long a wait spins before it yields and sleeps, when every rank has a core."},
+      {"ROUNDEL_SINGLE_COPY", "1", "Let ranks of a host read each other's buffers (process_vm_readv) where the kernel allows it."},
       {"ROUNDEL_CRC", "1", "Check a CRC32C of every payload that travels over TCP."},
       {"ROUNDEL_STALL_CHECK_SECONDS", "60", "Seconds that an operation waits before one warning says for whom; 0 for never."},
       {"ROUNDEL_FLIGHT_RECORD", "",

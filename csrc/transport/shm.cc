@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +30,7 @@ struct SegmentHeader {
   uint64_t collective_bytes;
   uint64_t ring_bytes;
   uint64_t total_bytes;
+  uint64_t probe_address, probe;  // peers who can read this process find `probe` at that address
   alignas(64) DoorbellState bell;
 };
 
@@ -59,7 +61,7 @@ size_t arena_bytes() {
   return memory;
 }
 
-Fd make_segment(const Identity& identity, int local_size, size_t total) {
+Fd make_segment(const Identity& identity, int local_size, size_t total, const uint64_t& probe) {
   Fd fd(::memfd_create("roundel", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) throw system_error("memfd_create", errno);
   ::fchmod(fd.get(), 0600);  // made open to all: whoever could look into /proc/PID/fd could open it
@@ -74,6 +76,8 @@ Fd make_segment(const Identity& identity, int local_size, size_t total) {
   header->collective_bytes = kCollectiveBytes;
   header->ring_bytes = sizeof(Ring) * static_cast<size_t>(local_size);
   header->total_bytes = total;
+  header->probe_address = reinterpret_cast<uint64_t>(&probe);
+  header->probe = probe;
   header->magic = SegmentHeader::kMagic;
   return fd;
 }
@@ -124,15 +128,15 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
   }
 }
 
-// The peer's user must be ours. Returns a pidfd of its process, or none.
-Fd check_peer(int socket, int rank) {
+// The peer's user must be ours. Returns its process, 0 where it cannot be seen.
+pid_t check_peer(int socket, int rank) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) throw system_error("SO_PEERCRED", errno);
   if (peer.uid != ::geteuid())
     throw HandshakeError(
         format("rank %d runs as user %u, this process as %u: they cannot share memory", rank, peer.uid, ::geteuid()));
-  return peer.pid > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0))) : Fd();
+  return peer.pid;
 }
 
 class RingChannel final : public Channel {
@@ -229,7 +233,10 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
   segments_.resize(ranks.size());
   bells_.resize(ranks.size());
 
-  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes());
+  processes_.resize(ranks.size());
+  fill_random({reinterpret_cast<uint8_t*>(&probe_), sizeof probe_});
+
+  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes(), probe_);
   const Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event) throw system_error("eventfd", errno);
   adopt(index_, Fd(::fcntl(memory.get(), F_DUPFD_CLOEXEC, 0)), Fd(::fcntl(event.get(), F_DUPFD_CLOEXEC, 0)));
@@ -251,9 +258,11 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
 
   failpoint::pass(failpoint::Point::StartBeforeMemory);
   for (auto& [rank, fd] : connections) {
-    Fd process = check_peer(fd.get(), rank);
+    const pid_t process = check_peer(fd.get(), rank);
+    processes_[static_cast<size_t>(std::find(ranks.begin(), ranks.end(), rank) - ranks.begin())] = process;
     send_descriptors(fd.get(), memory.get(), event.get());
-    watches_.push_back({rank, std::move(fd), std::move(process)});
+    Fd watched = process > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, process, 0))) : Fd();
+    watches_.push_back({rank, std::move(fd), std::move(watched)});
   }
   failpoint::pass(failpoint::Point::StartAfterMemory);
   for (const Watch& watch : watches_) {
@@ -265,11 +274,39 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
         header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks.size() ||
         header->total_bytes != segments_[static_cast<size_t>(index)].bytes())
       throw HandshakeError(format("rank %d shares memory of another layout: do all ranks run the same version?", watch.rank));
+    const bool reads = env::flag("ROUNDEL_SINGLE_COPY") && can_read(index);
+    send_all(watch.connection.get(), &reads, 1, deadline);
+  }
+  readable_ = true;
+  for (const Watch& watch : watches_) {
+    uint8_t peer_reads = 0;
+    recv_all(watch.connection.get(), &peer_reads, 1, deadline);
+    readable_ &= peer_reads == 1;
   }
   arena_ = std::make_unique<Arena>(arena_base(index_), segments_[static_cast<size_t>(index_)].bytes() - arena_offset(count));
 }
 
 SharedMemory::~SharedMemory() = default;
+
+bool SharedMemory::can_read(int index) const {
+  const auto* header = reinterpret_cast<const SegmentHeader*>(segments_[static_cast<size_t>(index)].data());
+  uint64_t found = 0;
+  return read(index, &found, header->probe_address, sizeof found) && found == header->probe;
+}
+
+bool SharedMemory::read(int index, void* to, uint64_t address, size_t bytes) const {
+  const pid_t process = processes_[static_cast<size_t>(index)];
+  auto* target = static_cast<std::byte*>(to);
+  while (process > 0 && bytes > 0) {
+    const iovec here{target, bytes}, there{reinterpret_cast<void*>(address), bytes};
+    const ssize_t got = ::process_vm_readv(process, &here, 1, &there, 1, 0);
+    if (got <= 0) return false;
+    target += got;
+    address += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return bytes == 0;
+}
 
 void SharedMemory::adopt(int index, Fd memory, Fd event) {
   struct stat status{};
