@@ -179,6 +179,7 @@ uint64_t* ShmCommunicator::row(const Operation& o, int rank) const {
 
 // Everyone's data in its flag line, or beside it; everyone reads what it needs.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
+  const Publisher::Operation timed(publisher_, o.kind, o.bytes());
   const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
   const bool at_root = rank_ == o.root;
   const DType dtype = o.dtype();
