@@ -290,6 +290,8 @@ void Calls::check_alltoall(const py::object& x, const py::object& out, const Row
   if (in.view.dtype != to.view.dtype)
     throw InvalidArgument(format("rank %d: alltoall: expected input and output of one dtype, got %s and %s", rank(),
                                  name_of(in.view.dtype), name_of(to.view.dtype)));
+  if (in.view.at(0) < to.view.at(to.view.count) && to.view.at(0) < in.view.at(in.view.count))
+    throw InvalidArgument(format("rank %d: alltoall: input and output overlap; expected them apart", rank()));
 }
 
 Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sends, const Rows& receives,
@@ -306,7 +308,18 @@ Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sen
     const py::gil_scoped_release unlocked;
     native->run(std::move(o));
   }
-  return alltoall_async(x, out, sends, std::vector<size_t>(theirs.begin(), theirs.end()), name, timeout);
+  const Rows come = std::vector<size_t>(theirs.begin(), theirs.end());
+  if (out.is_none()) return alltoall_async(x, out, sends, come, name, timeout);
+  const size_t expected = total_of(*come) * row_elements(to_array(x, false, "alltoall's input").shape);
+  const size_t room = to_array(out, true, "alltoall's out").view.count;
+  if (room == expected) return alltoall_async(x, out, sends, come, name, timeout);
+  // Known only now, when the others are on their way: they get their parts, and what came from them is dropped.
+  Call dropped = alltoall_async(x, py::none(), sends, come, name, timeout);
+  {
+    const py::gil_scoped_release unlocked;
+    native->run(std::move(dropped.operation));
+  }
+  throw InvalidArgument(format("rank %d: alltoall's out: expected %zu elements, got %zu", rank(), expected, room));
 }
 
 Call Calls::alltoall_async(const py::object& x, const py::object& out, const Rows& sends, const Rows& receives,

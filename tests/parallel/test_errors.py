@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -161,5 +162,7 @@ def test_an_array_may_ask_for_its_result_when_it_goes(comm):
     handle = comm.allreduce_async(x)
     handles.append(handle)
     del x
-    assert handle.wait()[0] == comm.size
-    assert seen == [comm.size]
+    result = handle.wait()
+    assert result[0] == comm.size and seen == [comm.size]
+    del handle
+    assert sys.getrefcount(result) == 2  # `result` and the argument: let go of once, not twice
