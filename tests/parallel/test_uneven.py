@@ -212,6 +212,8 @@ def test_steps_of_the_library_do_not_meet_unnamed_operations(comm, what):
             roundel.scatter(theirs) if comm.rank == 0 else comm.broadcast(theirs[:1].copy())
         else:
             getattr(roundel, what)(theirs) if comm.rank == 0 else comm.allgather(theirs[:1].copy())
+        if comm.rank == 0:
+            comm.barrier()  # a root that only sends learns it from the next operation
 
 
 @pytest.mark.ends_communicator
