@@ -38,6 +38,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = 2u << 20;
+constexpr size_t kLeastArena = size_t{16} << 30, kLeastGroupArena = size_t{4} << 30;
 
 // From the segment's owner to one peer. Head and tail count bytes since the start and never wrap in practice.
 struct Ring {
@@ -53,12 +54,16 @@ size_t arena_offset(int local_size) {
   return round_up(rings_offset() + sizeof(Ring) * static_cast<size_t>(local_size), kHugePage);
 }
 
-size_t arena_bytes() {
+// Every rank maps the arenas of all, for the job and for each group, into 128 TiB of address space. A rank's share of the
+// memory suffices where all allocate alike; where they do not, 16 GiB are room enough and cost 4 TiB with 256 ranks. Of groups
+// there may be dozens.
+size_t arena_bytes(size_t local_size, bool group) {
   if (!env::text("ROUNDEL_ARENA_BYTES").empty()) return round_up(env::bytes("ROUNDEL_ARENA_BYTES"), kPage);
   const size_t memory = static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   rlimit limit{};
   if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return std::min(memory, size_t{64} << 20);
-  return memory;
+  const size_t share = std::max(memory / local_size, std::min(memory, kLeastArena));
+  return round_up(group ? std::min(share, std::max(share / 8, kLeastGroupArena)) : share, kPage);
 }
 
 Fd make_segment(const Identity& identity, int local_size, size_t total, const uint64_t& probe) {
@@ -226,7 +231,8 @@ std::optional<size_t> Arena::offset_of(const void* data, size_t bytes) const {
   return static_cast<size_t>(p - base_);
 }
 
-SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline) : ranks_(ranks) {
+SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group)
+    : ranks_(ranks) {
   const int count = static_cast<int>(ranks.size());
   index_ = static_cast<int>(std::find(ranks.begin(), ranks.end(), identity.rank) - ranks.begin());
   ROUNDEL_CHECK(index_ < count);
@@ -236,7 +242,7 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
   processes_.resize(ranks.size());
   fill_random({reinterpret_cast<uint8_t*>(&probe_), sizeof probe_});
 
-  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes(), probe_);
+  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes(ranks.size(), group), probe_);
   const Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event) throw system_error("eventfd", errno);
   adopt(index_, Fd(::fcntl(memory.get(), F_DUPFD_CLOEXEC, 0)), Fd(::fcntl(event.get(), F_DUPFD_CLOEXEC, 0)));

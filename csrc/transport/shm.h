@@ -45,7 +45,8 @@ class Arena {
 class SharedMemory {
  public:
   // Exchanges descriptors with the host's other ranks over authenticated unix sockets. `ranks`: the global ranks, ascending.
-  SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline);
+  // A group's arena is smaller than the job's.
+  SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group = false);
   ~SharedMemory();
 
   int index() const { return index_; }
