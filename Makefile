@@ -37,7 +37,9 @@ test-cpp: $(VENV)/.requirements
 test-python: build
 	$(BIN)/python -m pytest -m "not soak"
 
-soak: build
+# The long ones: large plans, hundreds of kills, 100,000 random collectives, growth. About an hour.
+soak: test-cpp build
+	$(CPP_BUILD)/roundel_tests soak
 	$(BIN)/python -m pytest -s -m soak
 
 lint: $(VENV)/.requirements

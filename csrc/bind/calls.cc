@@ -154,7 +154,7 @@ Call Calls::grouped_allreduce(const py::list& xs, int op, const py::object& outs
       fused = open.emplace(dtype, Call{reducing(OpKind::AllReduce, op, prescale, postscale, name, timeout), {}, {}}).first;
       fused->second.operation.in.dtype = fused->second.operation.out.dtype = dtype;
     }
-    fused->second.operation.fuse(call.operation);
+    fused->second.operation.fuse(call.operation, i);
     for (py::object& object : call.keep) fused->second.keep.push_back(std::move(object));
   }
   for (auto& [dtype, call] : open) full.push_back(std::move(call));
@@ -273,12 +273,34 @@ Call Calls::broadcast(const py::object& x, int root, const std::string& name, do
   return finish_call(std::move(o), x, std::move(array), std::move(same));
 }
 
+void Calls::check_array(const py::object& x) const {
+  const Array array = to_array(x, false, "the array");
+  std::vector<int64_t> shape = array.shape;
+  if (!shape.empty()) shape[0] = 0;
+  empty_like(x, array, shape);  // not every array has a library that can make another one
+}
+
+void Calls::check_alltoall(const py::object& x, const py::object& out, const Rows::value_type& sends) const {
+  const Array in = to_array(x, false, "alltoall's input");
+  const size_t n = first_dimension(in, "alltoall's input");
+  parts_of("alltoall's splits", sends, 0, 1);
+  if (total_of(sends) != n)
+    throw InvalidArgument(format("rank %d: alltoall's splits: expected a sum of %zu, got %zu", rank(), n, total_of(sends)));
+  const Array to = to_array(result_for(out, x, in, with_rows(in.shape, 0)), true, "alltoall's out");
+  if (in.view.dtype != to.view.dtype)
+    throw InvalidArgument(format("rank %d: alltoall: expected input and output of one dtype, got %s and %s", rank(),
+                                 name_of(in.view.dtype), name_of(to.view.dtype)));
+  if (in.view.at(0) < to.view.at(to.view.count) && to.view.at(0) < in.view.at(in.view.count))
+    throw InvalidArgument(format("rank %d: alltoall: input and output overlap; expected them apart", rank()));
+}
+
 Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sends, const Rows& receives,
                      const std::string& name, double timeout) const {
   if (!sends || receives) return alltoall_async(x, out, sends, receives, name, timeout);
-  parts_of("alltoall's splits", sends, 0, 1);
+  // All that can be refused here is refused before the others are asked: they would wait for this rank's part.
+  check_alltoall(x, out, *sends);
   std::vector<int64_t> theirs(static_cast<size_t>(size())), ours(sends->begin(), sends->end());
-  Operation o = named(OpKind::AllToAll, name.empty() ? name : name + " (splits)", timeout);
+  Operation o = named(OpKind::AllToAll, name.empty() ? "alltoall: splits" : "alltoall: splits (" + name + ")", timeout);
   o.parts = plan::Parts::even(ours.size(), size());
   o.in = {ours.data(), ours.size(), DType::Int64};
   o.out = {theirs.data(), theirs.size(), DType::Int64};
@@ -286,7 +308,18 @@ Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sen
     const py::gil_scoped_release unlocked;
     native->run(std::move(o));
   }
-  return alltoall_async(x, out, sends, std::vector<size_t>(theirs.begin(), theirs.end()), name, timeout);
+  const Rows come = std::vector<size_t>(theirs.begin(), theirs.end());
+  if (out.is_none()) return alltoall_async(x, out, sends, come, name, timeout);
+  const size_t expected = total_of(*come) * row_elements(to_array(x, false, "alltoall's input").shape);
+  const size_t room = to_array(out, true, "alltoall's out").view.count;
+  if (room == expected) return alltoall_async(x, out, sends, come, name, timeout);
+  // Known only now, when the others are on their way: they get their parts, and what came from them is dropped.
+  Call dropped = alltoall_async(x, py::none(), sends, come, name, timeout);
+  {
+    const py::gil_scoped_release unlocked;
+    native->run(std::move(dropped.operation));
+  }
+  throw InvalidArgument(format("rank %d: alltoall's out: expected %zu elements, got %zu", rank(), expected, room));
 }
 
 Call Calls::alltoall_async(const py::object& x, const py::object& out, const Rows& sends, const Rows& receives,

@@ -42,11 +42,14 @@ struct Calls {
   Call alltoall_async(const pybind11::object& x, const pybind11::object& out, const Rows& sends, const Rows& receives,
                       const std::string& name, double timeout) const;
   Call barrier(double timeout) const;
+  // Throws what the collectives would throw at the sight of this array.
+  void check_array(const pybind11::object& x) const;
   Call send(const pybind11::object& x, int dest, double timeout) const;
   Call recv(const pybind11::object& x, int source, double timeout) const;
   Call sendrecv(const pybind11::object& x, int dest, const pybind11::object& out, int source, double timeout) const;
 
  private:
+  void check_alltoall(const pybind11::object& x, const pybind11::object& out, const Rows::value_type& sends) const;
   plan::Parts parts_of(const char* what, const Rows& rows, size_t even_rows, size_t row_elements) const;
 };
 

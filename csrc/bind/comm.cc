@@ -158,9 +158,12 @@ void bind_comm(py::module_& m) {
           "A communicator of the ranks that give the same color (from 0 on), in the order of key, then rank; None for a rank "
           "that gives None. All ranks call it. It has memory, connections and a failure detector of its own; PeerLostError "
           "names ranks of the whole job.")
+      .def("check_array", &Calls::check_array, "x"_a,
+           "Raise InvalidArgumentError where collectives would refuse this array; before a step that other ranks wait for.")
       .def(
           "shutdown", [](const Calls& c, double seconds) { c.native->leave(seconds); }, "seconds"_a = 5.0,
-          py::call_guard<py::gil_scoped_release>(), "Leave the job. Rank 0 waits up to `seconds` for the others to leave.");
+          py::call_guard<py::gil_scoped_release>(),
+          "Leave the job and the groups made of it. Rank 0 waits up to `seconds`, in all, for the others to leave.");
 
   const int sum = static_cast<int>(ReduceOp::Sum);
   def_both(cls, "allreduce", &Calls::allreduce, "Reduce over ranks; every rank gets the result. `out` may be `x`.", "x"_a,

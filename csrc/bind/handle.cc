@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <list>
+#include <utility>
 
 namespace py = pybind11;
 
@@ -23,13 +24,11 @@ Unfinished& unfinished() {
 }  // namespace
 
 Handle::Handle(comm::Communicator& communicator, Call call) : result_(std::move(call.result)), keep_(std::move(call.keep)) {
-  requests_.push_back(communicator.start(std::move(call.operation)));
-  try {
-    for (comm::Operation& operation : call.more) requests_.push_back(communicator.start(std::move(operation)));
-  } catch (...) {
-    keep_until_done();  // what was started goes on
-    throw;
-  }
+  std::vector<comm::Operation> operations;
+  operations.reserve(1 + call.more.size());
+  operations.push_back(std::move(call.operation));
+  for (comm::Operation& operation : call.more) operations.push_back(std::move(operation));
+  requests_ = communicator.start(std::move(operations));
 }
 
 Handle::~Handle() { keep_until_done(); }
@@ -48,11 +47,11 @@ py::object Handle::wait() {
     for (const auto& request : requests_) request->wait();
   }
   for (const auto& request : requests_) request->wait();  // throws what the operation threw
-  keep_.clear();
+  const std::vector<py::object> let_go = std::exchange(keep_, {});
   return result_;
 }
 
-// Python code may run when objects go, and come here again: so first out of the list, then away.
+// Python code may run when objects go, and come here again: so first out of the list, then away. (wait() does likewise.)
 void sweep_unfinished() {
   Unfinished done;
   for (auto it = unfinished().begin(); it != unfinished().end();) {

@@ -21,7 +21,7 @@ struct Call {
 // A call that was started.
 class Handle {
  public:
-  // Starts all operations of the call. GIL.
+  // Starts all operations of the call, or none and throws. GIL.
   Handle(comm::Communicator& communicator, Call call);
   Handle(Handle&&) = default;
   ~Handle();

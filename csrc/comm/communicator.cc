@@ -20,8 +20,26 @@ constexpr size_t kAlignment = 64;
 constexpr std::chrono::milliseconds kCheckPeriod{
     50};  // for what need not be looked at all the time: signals, deadlines of others
 
-// The communicator of which this thread runs an operation: a signal handler must not wait for what its own thread holds.
-thread_local const Communicator* t_executing = nullptr;
+// The communicators of which this thread runs an operation, innermost first: a signal handler, which may run operations of
+// other communicators, must not wait for what its own thread holds.
+struct Executing {
+  const Communicator* communicator;
+  const Executing* outer;
+};
+thread_local const Executing* t_executing = nullptr;
+
+bool executes_here(const Communicator* communicator) {
+  for (const Executing* e = t_executing; e != nullptr; e = e->outer)
+    if (e->communicator == communicator) return true;
+  return false;
+}
+
+std::byte* private_memory(size_t bytes) {
+  const size_t rounded = std::max<size_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  auto* data = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+  if (data == nullptr) throw Error(format("no memory for a buffer of %zu bytes", bytes));
+  return data;
+}
 
 }  // namespace
 
@@ -67,10 +85,12 @@ Communicator::Communicator(std::shared_ptr<transport::World> world)
 Communicator::~Communicator() {
   close();
   if (fused_ != nullptr) release(fused_);
+  if (!failed_) say_goodbye();  // dropped without leave(): that is no reason for others to fail
 }
 
 void Communicator::close() {
-  const bool nested = t_executing == this;
+  if (in_forked_child()) return;
+  const bool nested = executes_here(this);
   std::unique_lock closing(close_mutex_, std::defer_lock);
   if (!nested) closing.lock();
   {
@@ -86,20 +106,39 @@ void Communicator::close() {
   ready_.wait(lock, [this] { return !executing_; });  // a blocking call on another thread is about to notice closing_
 }
 
+// Everybody's goodbye comes before anybody's wait: two ranks that wait in groups of their own wait for each other's.
 void Communicator::leave(double seconds) {
-  std::vector<std::weak_ptr<Communicator>> children;
-  {
-    const std::lock_guard lock(mutex_);
-    children.swap(children_);
-  }
-  for (const auto& each : children)
-    if (const auto child = each.lock()) child->leave(seconds);
+  if (in_forked_child()) return;
+  const Deadline deadline = Deadline::after(seconds);
+  std::vector<std::shared_ptr<Communicator>> groups;  // innermost last
+  const auto collect = [&groups](Communicator& from) {
+    const std::lock_guard lock(from.mutex_);
+    for (const auto& each : from.children_)
+      if (auto child = each.lock()) groups.push_back(std::move(child));
+    from.children_.clear();
+  };
+  collect(*this);
+  for (size_t i = 0; i < groups.size(); ++i) collect(*groups[i]);
+  for (auto group = groups.rbegin(); group != groups.rend(); ++group) (*group)->say_goodbye();
+  say_goodbye();
+  for (auto group = groups.rbegin(); group != groups.rend(); ++group) (*group)->await_goodbyes(deadline);
+  await_goodbyes(deadline);
+}
+
+void Communicator::say_goodbye() {
   close();
-  if (t_executing == this) return world_->monitor->leave(Deadline::after(0));
+  if (executes_here(this)) return world_->monitor->leave(Deadline::after(0));
+  const std::lock_guard closing(close_mutex_);
+  if (std::exchange(said_goodbye_, true)) return;
+  world_->transport.reset();  // closes the sockets: peers that still need this rank find the end of what it has sent
+  world_->monitor->leave(Deadline::after(0));
+}
+
+void Communicator::await_goodbyes(Deadline deadline) {
+  if (executes_here(this)) return;
   const std::lock_guard closing(close_mutex_);
   if (world_->monitor == nullptr) return;
-  world_->transport.reset();  // closes the sockets: peers that still need this rank find the end of what it has sent
-  world_->monitor->leave(Deadline::after(seconds));
+  world_->monitor->await_others(deadline);
   world_->monitor.reset();
 }
 
@@ -110,19 +149,13 @@ void Communicator::adopt(const std::shared_ptr<Communicator>& child) {
 }
 
 std::byte* Communicator::allocate(size_t bytes) {
-  if (world_->memory != nullptr) return world_->memory->arena().allocate(bytes);
-  const size_t rounded = std::max<size_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  auto* data = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
-  if (data == nullptr) throw Error(format("no memory for a buffer of %zu bytes", bytes));
-  return data;
+  return world_->memory != nullptr ? world_->memory->arena().allocate(bytes) : private_memory(bytes);
 }
 
 void Communicator::release(std::byte* data) {
-  if (in_forked_child() || (failed_ && world_->memory != nullptr)) return;
-  if (world_->memory != nullptr)
-    world_->memory->arena().free(data);
-  else
-    std::free(data);
+  if (in_forked_child()) return;
+  if (world_->memory == nullptr || !world_->memory->arena().offset_of(data, 1)) return std::free(data);
+  if (!failed_) world_->memory->arena().free(data);
 }
 
 void Communicator::prepare(Operation& operation) {
@@ -132,7 +165,7 @@ void Communicator::prepare(Operation& operation) {
   refuse_nested_call();
   if (std::isnan(operation.timeout)) throw InvalidArgument(format("rank %d: timeout: expected seconds, got nan", world_->rank));
   if (operation.timeout <= 0) operation.timeout = default_timeout_;
-  operation.deadline = Deadline::after(operation.timeout);
+  operation.deadline = Deadline::after_roughly(operation.timeout);
 }
 
 void Communicator::run(Operation operation) {
@@ -140,7 +173,10 @@ void Communicator::run(Operation operation) {
   std::unique_lock lock(mutex_);
   const bool idle = !executing_ && collectives_.empty() && new_transfers_.empty() && transfers_.empty();
   if (operation.kind == OpKind::PointToPoint || !idle || failure_) {
-    const auto request = enqueue(std::move(operation));
+    const auto request = std::make_shared<Request>();
+    std::list<Queued> one;
+    one.push_back({std::move(operation), request});
+    enqueue(std::move(one));
     lock.unlock();
     return wait_for_queued(*request);
   }
@@ -149,14 +185,15 @@ void Communicator::run(Operation operation) {
   lock.unlock();
   operation.record = record(operation, recorder::State::Running);
   std::exception_ptr error;
-  t_executing = this;
+  const Executing executing{this, t_executing};
+  t_executing = &executing;
   try {
     perform(operation);
     recorder::finished(operation.record, recorder::State::Done);
   } catch (...) {
     error = fail(std::current_exception(), &operation);
   }
-  t_executing = nullptr;
+  t_executing = executing.outer;
   lock.lock();
   executing_ = false;
   lock.unlock();
@@ -164,17 +201,24 @@ void Communicator::run(Operation operation) {
   if (error) std::rethrow_exception(error);
 }
 
-// A fused operation is packed into memory that peers can reach, so that it needs no staging.
+// Memory that peers can reach, where there is room left: packed there, an operation needs no staging.
+std::byte* Communicator::fused_buffer(size_t bytes) {
+  if (bytes <= fused_bytes_) return fused_;
+  if (fused_ != nullptr) release(std::exchange(fused_, nullptr));
+  fused_bytes_ = 0;
+  try {
+    fused_ = allocate(bytes);
+  } catch (const Error&) {
+    fused_ = private_memory(bytes);
+  }
+  fused_bytes_ = bytes;
+  return fused_;
+}
+
 void Communicator::perform(const Operation& operation) {
   if (operation.members.empty()) return execute(operation);
-  if (const size_t bytes = operation.bytes(); bytes > fused_bytes_) {
-    if (fused_ != nullptr) release(std::exchange(fused_, nullptr));
-    fused_bytes_ = 0;
-    fused_ = allocate(bytes);
-    fused_bytes_ = bytes;
-  }
   Operation fused = operation;
-  fused.in.data = fused.out.data = fused_;
+  fused.in.data = fused.out.data = fused_buffer(operation.bytes());
   size_t at = 0;
   for (const auto& [in, out] : operation.members) {
     copy_bytes(fused_ + at, in.data, in.bytes());
@@ -183,8 +227,8 @@ void Communicator::perform(const Operation& operation) {
   execute(fused);
   at = 0;
   for (const auto& [in, out] : operation.members) {
-    copy_bytes(out.data, fused_ + at, out.bytes());
-    at += out.bytes();
+    copy_bytes(out.data, fused_ + at, in.bytes());
+    at += in.bytes();
   }
 }
 
@@ -203,34 +247,49 @@ void Communicator::wait_for_queued(Request& request) {
 }
 
 void Communicator::refuse_nested_call() const {
-  if (t_executing == this)
+  if (executes_here(this))
     throw Error(format("rank %d: called from inside another operation, perhaps by a signal handler", world_->rank));
 }
 
 std::shared_ptr<Request> Communicator::start(Operation operation) {
-  prepare(operation);
-  const std::lock_guard lock(mutex_);
-  return enqueue(std::move(operation));
+  std::vector<Operation> one;
+  one.push_back(std::move(operation));
+  return start(std::move(one)).front();
 }
 
-std::shared_ptr<Request> Communicator::enqueue(Operation operation) {
+std::vector<std::shared_ptr<Request>> Communicator::start(std::vector<Operation> operations) {
+  for (Operation& operation : operations) prepare(operation);
+  std::vector<std::shared_ptr<Request>> requests;
+  std::list<Queued> queued;
+  for (Operation& operation : operations) {
+    requests.push_back(std::make_shared<Request>());
+    queued.push_back({std::move(operation), requests.back()});
+  }
+  const std::lock_guard lock(mutex_);
+  enqueue(std::move(queued));
+  return requests;
+}
+
+// What can fail comes first; moving list nodes cannot.
+void Communicator::enqueue(std::list<Queued> operations) {
   if (failure_) raise_ended();
   if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
-  auto request = std::make_shared<Request>();
-  if (operation.kind == OpKind::PointToPoint) {
-    auto& counter = (operation.sends_data() ? sent_ : received_)[static_cast<size_t>(operation.root)];
-    operation.sequence = transport::kPointToPoint | counter++;
+  while (!operations.empty()) {
+    Operation& operation = operations.front().operation;
+    const bool transfer = operation.kind == OpKind::PointToPoint;
+    if (transfer) {
+      auto& counter = (operation.sends_data() ? sent_ : received_)[static_cast<size_t>(operation.root)];
+      operation.sequence = transport::kPointToPoint | counter++;
+    } else {
+      operation.sequence = next_sequence_++;
+    }
     operation.record = record(operation, recorder::State::Queued);
-    new_transfers_.push_back({std::move(operation), request});
-    has_new_transfers_.store(true, std::memory_order_release);
-  } else {
-    operation.sequence = next_sequence_++;
-    operation.record = record(operation, recorder::State::Queued);
-    collectives_.push_back({std::move(operation), request});
+    auto& queue = transfer ? new_transfers_ : collectives_;
+    queue.splice(queue.end(), operations, operations.begin());
+    if (transfer) has_new_transfers_.store(true, std::memory_order_release);
   }
   ready_.notify_one();
   world_->bell().ring();
-  return request;
 }
 
 void Communicator::progress_loop() {
@@ -251,8 +310,10 @@ void Communicator::progress_loop() {
     executing_ = false;
   }
   ready_.wait(lock, [this] { return !executing_; });
+  const std::exception_ptr error = failure_;  // in its final words already
   lock.unlock();
-  fail(failure_, nullptr);
+  record_failure(nullptr, error);
+  end_pending(error);
 }
 
 // Runs until there is nothing left to do. Called by the progress thread, which holds executing_.
@@ -429,20 +490,29 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
   if (shared == nullptr) shared = error;
   record_failure(during, shared);
   if (!closing_) failed_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = shared;
+  }
+  end_pending(shared);
+  return error;
+}
+
+// Called by whoever holds executing_, or by the last that could: nothing more is enqueued.
+void Communicator::end_pending(const std::exception_ptr& error) {
   world_->transport->abandon();
-  for (Transfer& transfer : transfers_) transfer.queued.request->complete(shared);
-  std::deque<Queued> ended;
+  for (Transfer& transfer : transfers_) transfer.queued.request->complete(error);
+  std::list<Queued> ended;
   {
     const std::lock_guard lock(mutex_);
     transfers_.clear();
-    if (!failure_) failure_ = shared;
-    for (auto* queue : {&collectives_, &new_transfers_}) {
-      for (Queued& queued : *queue) ended.push_back(std::move(queued));
-      queue->clear();
-    }
+    ended.splice(ended.end(), collectives_);
+    ended.splice(ended.end(), new_transfers_);
   }
-  for (Queued& queued : ended) queued.request->complete(shared);
-  return error;
+  for (Queued& queued : ended) {
+    recorder::finished(queued.operation.record, recorder::State::Failed);
+    queued.request->complete(error);
+  }
 }
 
 // The same error as the first, so that whoever asks later still learns which rank is lost.

@@ -10,7 +10,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <functional>
 #include <list>
@@ -48,22 +47,25 @@ class Communicator {
 
   void run(Operation operation);
   std::shared_ptr<Request> start(Operation operation);
+  // All or none: nothing is started when one of them is refused.
+  std::vector<std::shared_ptr<Request>> start(std::vector<Operation> operations);
 
   // For split(): the next group's token, and who leaves before this communicator does.
   transport::Token token_of_group(int color) { return transport::token_of_group(world_->group_key, world_->splits++, color); }
   void adopt(const std::shared_ptr<Communicator>& child);
 
   // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which
-  // after a failure keeps it until the communicator goes: a peer that comes late may still write there.
+  // after a failure keeps it until the communicator goes: a peer that comes late may still write there. release() takes private
+  // memory from aligned_alloc() too.
   std::byte* allocate(size_t bytes);
   void release(std::byte* data);
 
   // Ends pending operations with an error and stops the progress thread. Any thread, any number of times; from inside an
-  // operation (a signal handler) it only marks the end.
+  // operation (a signal handler) it only marks the end. In a forked child, as leave(), it does nothing.
   void close();
 
-  // close(), says goodbye to the other ranks, and closes all connections. Rank 0 waits up to `seconds` for the others to leave
-  // too.
+  // close(), says goodbye to the other ranks, and closes all connections; the same for the groups made of this communicator. A
+  // rank 0, of the job or of a group, then waits for the others to leave too: up to `seconds` in all, not for each group.
   void leave(double seconds);
 
   virtual const char* name() const = 0;  // "shm", "shm+tcp", ...
@@ -100,14 +102,16 @@ class Communicator {
 
   void prepare(Operation& operation);
   void perform(const Operation& operation);
+  std::byte* fused_buffer(size_t bytes);
   void refuse_nested_call() const;
   void wait_for_queued(Request& request);
   void check_deadlines();
   void watch_stall(const Operation& operation, const std::vector<int>& waited_for);
+  void refuse_other_calls(const Operation& operation, const std::vector<int>& waited_for) const;
   std::string seen_last(const std::vector<int>& ranks) const;
   uint64_t record(const Operation& operation, recorder::State state) const;
   void record_failure(const Operation* during, const std::exception_ptr& error) const;
-  std::shared_ptr<Request> enqueue(Operation operation);  // with mutex_ held
+  void enqueue(std::list<Queued> operations);  // all or none; with mutex_ held
   void progress_loop();
   void work();
   void post(Transfer& transfer);
@@ -115,11 +119,14 @@ class Communicator {
   void reap_transfers();
   std::exception_ptr in_terms_of_job(std::exception_ptr error) const;
   std::exception_ptr fail(std::exception_ptr error, const Operation* during);
+  void end_pending(const std::exception_ptr& error);
+  void say_goodbye();
+  void await_goodbyes(Deadline deadline);
   [[noreturn]] void raise_ended();
 
   std::mutex mutex_;  // guards the queues, executing_, failure_ and sequence numbers
   std::condition_variable ready_;
-  std::deque<Queued> collectives_, new_transfers_;
+  std::list<Queued> collectives_, new_transfers_;
   std::atomic<bool> has_new_transfers_{false};
   bool executing_ = false;
   std::exception_ptr failure_;
@@ -130,6 +137,7 @@ class Communicator {
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> failed_{false};
   std::mutex close_mutex_;
+  bool said_goodbye_ = false;                          // guarded by close_mutex_
   std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
   double default_timeout_, stall_seconds_;
   uint64_t next_sequence_ = 1;

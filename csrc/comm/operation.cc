@@ -13,6 +13,19 @@ void expect_count(const char* what, size_t expected, size_t came, int rank, cons
     throw InvalidArgument(format("rank %d: %s: expected %s of %zu elements, got %zu", rank, kind, what, expected, came));
 }
 
+constexpr int64_t kFused = -1;  // before the members' shapes; no array has a dimension like it
+
+// `alike`: where the input must be if it overlaps the output; null: nowhere.
+void expect_alike(const View& in, const View& out, const void* alike, int rank, const char* kind) {
+  if (in.dtype != out.dtype)
+    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind,
+                                 name_of(in.dtype), name_of(out.dtype)));
+  const bool overlap = in.at(0) < out.at(out.count) && out.at(0) < in.at(in.count);
+  if (!overlap || in.data == alike) return;
+  throw InvalidArgument(format("rank %d: %s: input and output overlap; expected %s", rank, kind,
+                               alike == nullptr ? "them apart" : "them apart, or the one at its place in the other"));
+}
+
 }  // namespace
 
 DType Operation::dtype() const {
@@ -38,10 +51,12 @@ size_t Operation::count() const {
   }
 }
 
-void Operation::fuse(const Operation& member) {
+void Operation::fuse(const Operation& member, size_t position) {
+  if (members.empty()) shape.push_back(kFused);
   members.emplace_back(member.in, member.out);
   in.count += member.in.count;
   out.count += member.out.count;
+  shape.push_back(static_cast<int64_t>(position));
   shape.push_back(static_cast<int64_t>(member.shape.size()));
   shape.insert(shape.end(), member.shape.begin(), member.shape.end());
 }
@@ -116,17 +131,16 @@ void validate(const Operation& o, int rank, int size) {
     case OpKind::Barrier:
       return;
   }
-  for (const auto& [from, to] : o.members) expect_count("an output", from.count, to.count, rank, kind);
+  for (const auto& [from, to] : o.members) {
+    expect_count("an output", from.count, to.count, rank, kind);
+    expect_alike(from, to, to.data, rank, kind);
+    if (from.dtype != o.in.dtype)
+      throw InvalidArgument(
+          format("rank %d: %s: expected members of dtype %s, got %s", rank, kind, name_of(o.in.dtype), name_of(from.dtype)));
+  }
   if (reads) expect_count("an input", in, o.in.count, rank, kind);
   if (writes) expect_count("an output", out, o.out.count, rank, kind);
-  if (!reads || !writes) return;
-  if (o.in.dtype != o.out.dtype)
-    throw InvalidArgument(format("rank %d: %s: expected input and output of one dtype, got %s and %s", rank, kind,
-                                 name_of(o.in.dtype), name_of(o.out.dtype)));
-  const bool overlap = o.in.at(0) < o.out.at(o.out.count) && o.out.at(0) < o.in.at(o.in.count);
-  if (!overlap || o.in.data == alike) return;
-  throw InvalidArgument(format("rank %d: %s: input and output overlap; expected %s", rank, kind,
-                               alike == nullptr ? "them apart" : "them apart, or the one at its place in the other"));
+  if (reads && writes) expect_alike(o.in, o.out, alike, rank, kind);
 }
 
 Signature sign(const Operation& o) {

@@ -31,7 +31,7 @@ struct Operation {
   int root = 0;
   plan::Parts parts;
   plan::Parts sends;           // AllToAllV
-  std::vector<int64_t> shape;  // AllReduce, Broadcast: of the array; only compared between ranks
+  std::vector<int64_t> shape;  // AllReduce, Broadcast: of the array, or of all members; only compared between ranks
   std::string name;
   std::vector<std::pair<View, View>> members;  // of a fused AllReduce, whose own buffers the communicator provides
   double timeout = 0;                          // seconds; 0: ROUNDEL_TIMEOUT
@@ -40,10 +40,11 @@ struct Operation {
   uint64_t sequence = 0;
   uint64_t record = 0;  // its number in the flight recorder
   Signature signature;
-  Deadline deadline = Deadline::after(0);
+  Deadline deadline;
 
-  // Adds an all-reduce of the same dtype, op and scales to this one.
-  void fuse(const Operation& member);
+  // Adds an all-reduce of the same op and scales, the `position`-th of its call, to this one. The positions are part of what
+  // ranks must agree on.
+  void fuse(const Operation& member, size_t position);
   bool sends_data() const { return kind == OpKind::PointToPoint && in.data != nullptr; }
   DType dtype() const;
   size_t count() const;  // the elements that all ranks agree on; of an AllToAllV there is no such number

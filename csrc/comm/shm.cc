@@ -107,19 +107,27 @@ void ShmCommunicator::execute(const Operation& o) {
     default:
       break;
   }
-  if (o.bytes() <= kOneShot) return one_shot(o, line);
+  const bool by_parts = o.kind == OpKind::AllGather || o.kind == OpKind::Gather;
+  if ((by_parts ? longest(o.parts) * size_of(o.dtype()) : o.bytes()) <= kOneShot) return one_shot(o, line);
+  line.detail = offer(o);
   publish(o, line);
+  bool direct = line.detail >= 0;
+  if (o.kind == OpKind::Broadcast) {
+    if (rank_ != o.root) direct = meet(o, o.root).detail >= 0;
+    if (direct && rank_ == o.root) meet_all(o);
+  } else {
+    for (int r = 0; r < size_; ++r)
+      if (r != rank_) direct &= meet(o, r).detail >= 0;
+  }
+  if (direct) return exchange_directly(o);
   switch (o.kind) {
     case OpKind::Reduce:
-      meet_all(o);
       return reduce_through_cells(o);
     case OpKind::AllGather:
-      meet_all(o);
       return gather_through_cells(o);
     case OpKind::Broadcast:
       return broadcast_through_cells(o);
     default:
-      meet_all(o);
       return exchange_through_cells(o, longest(o.parts));
   }
 }
@@ -171,6 +179,7 @@ uint64_t* ShmCommunicator::row(const Operation& o, int rank) const {
 
 // Everyone's data in its flag line, or beside it; everyone reads what it needs.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
+  const Publisher::Operation timed(publisher_, o.kind, o.bytes());
   const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
   const bool at_root = rank_ == o.root;
   const DType dtype = o.dtype();

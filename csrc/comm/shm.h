@@ -38,6 +38,9 @@ class ShmCommunicator final : public Communicator {
   void allreduce(const Operation& o, ShmLine& line);
   void alltoallv(const Operation& o, ShmLine& line);
   void one_shot(const Operation& o, ShmLine& line);
+  int64_t offer(const Operation& o) const;
+  void fetch(const Operation& o, int peer, void* to, size_t at, size_t bytes);
+  void exchange_directly(const Operation& o);
   void reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies);
   void reduce_through_cells(const Operation& o);
   void exchange_through_cells(const Operation& o, size_t longest);

@@ -28,7 +28,8 @@ inline constexpr size_t kAlign = 64;             // slices start on cache lines,
 // What a rank says when it enters an operation. `sequence` is written last.
 struct alignas(128) ShmLine {
   std::atomic<uint64_t> sequence;
-  int64_t detail;  // AllReduce: where in the arena the buffer is, or -1; AllToAllV: the elements of the longest part
+  // AllReduce: where in the arena the buffer is, or -1; AllToAllV: elements of the longest part; others: see offer().
+  int64_t detail;
   Signature signature;
   std::byte inline_data[kInline];
 };
@@ -41,7 +42,7 @@ struct ShmRegion {
   alignas(128) std::atomic<uint64_t> staged;
   alignas(128) std::atomic<uint64_t> consumed;
   alignas(128) std::atomic<uint64_t> gathered;
-  alignas(128) std::atomic<uint64_t> finished;  // the last arena operation whose slice is written everywhere
+  alignas(128) std::atomic<uint64_t> finished;  // the last operation for which this rank is done with its peers' buffers
   alignas(4096) std::byte once[kOnce][kOneShot];
   std::byte cells[kDepth][kCell];
   std::byte results[kDepth][kCell];

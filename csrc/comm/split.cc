@@ -10,6 +10,8 @@
 namespace roundel::comm {
 namespace {
 
+constexpr double kStartShare = 0.8;  // of an operation's patience, for meeting the group
+
 struct Wish {
   int64_t color, key;
 };
@@ -40,10 +42,24 @@ std::vector<int> members_of(const std::vector<Wish>& wishes, int rank) {
   return members;
 }
 
+// Of the exception being handled; whatever it is, the other ranks must hear of it.
+void set_text_of_current(char* text, size_t bytes) {
+  try {
+    throw;
+  } catch (const std::exception& error) {
+    std::strncpy(text, error.what(), bytes - 1);
+  } catch (...) {
+    std::strncpy(text, "an unknown exception", bytes - 1);
+  }
+  if (text[0] == '\0') std::strncpy(text, "an exception without text", bytes - 1);
+}
+
 }  // namespace
 
 std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   const transport::World& world = parent.world();
+  const double start_timeout = env::number("ROUNDEL_START_TIMEOUT", 0.001, 1e9);
+  const double operation_timeout = env::number("ROUNDEL_TIMEOUT", 0.001, 1e9);
   const std::vector<Wish> wishes = gather_from_all(parent, Wish{color, key}, "split: colors");
   const std::vector<int> members = members_of(wishes, world.rank);
 
@@ -57,20 +73,22 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   job.size = static_cast<int>(members.size());
   job.epoch = world.epoch;
   job.token = parent.token_of_group(color);
-  job.start_timeout = env::number("ROUNDEL_START_TIMEOUT", 0.001, 1e9);
+  // Whoever has met the others waits for the outcome no longer than ROUNDEL_TIMEOUT: by then it must be known everywhere.
+  job.start_timeout = std::min(start_timeout, kStartShare * operation_timeout);
   for (const int r : members) job.members.push_back(world.members[static_cast<size_t>(r)]);
   Fd listener;
   if (color >= 0 && job.rank == 0 && job.size > 1) {
     try {
       listener = transport::listen_on(transport::with_port(world.address, 0));
       std::strncpy(mine.address, transport::local_address(listener.get()).text.c_str(), sizeof mine.address - 1);
-    } catch (const Error& error) {
-      std::strncpy(mine.error, error.what(), sizeof mine.error - 1);
+    } catch (...) {
+      set_text_of_current(mine.error, sizeof mine.error);
     }
   }
   const std::vector<Meeting> meetings = gather_from_all(parent, mine, "split: addresses");
 
   std::shared_ptr<Communicator> made;
+  std::exception_ptr own;
   Meeting outcome;
   if (color >= 0) {
     const Meeting& meeting = meetings[static_cast<size_t>(members[0])];
@@ -79,11 +97,21 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
     try {
       if (meeting.error[0] != '\0') throw Error(std::string(meeting.error, ::strnlen(meeting.error, sizeof meeting.error)));
       made = Communicator::open(transport::open_world(job));
-    } catch (const Error& error) {
-      std::strncpy(outcome.error, error.what(), sizeof outcome.error - 1);
+    } catch (const Error&) {
+      set_text_of_current(outcome.error, sizeof outcome.error);
+    } catch (...) {  // such as Ctrl-C: the caller wants its own exception back
+      set_text_of_current(outcome.error, sizeof outcome.error);
+      own = std::current_exception();
     }
   }
-  const std::vector<Meeting> outcomes = gather_from_all(parent, outcome, "split: outcomes");
+  std::vector<Meeting> outcomes;
+  try {
+    outcomes = gather_from_all(parent, outcome, "split: outcomes");
+  } catch (...) {
+    if (own) std::rethrow_exception(own);
+    throw;
+  }
+  if (own) std::rethrow_exception(own);
   for (int r = 0; r < world.size; ++r)
     if (outcomes[static_cast<size_t>(r)].error[0] != '\0')
       throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof outcome.error - 1),

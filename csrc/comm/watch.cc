@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/env.h"
+#include "base/error.h"
 #include "base/log.h"
 #include "comm/communicator.h"
 
@@ -19,16 +20,31 @@ constexpr size_t kAskAtMost = 4;  // ranks; of more, a text would say less
 // ROUNDEL_STALL_CHECK_SECONDS one warning tells all of it.
 void Communicator::watch_stall(const Operation& operation, const std::vector<int>& waited_for) {
   recorder::waiting(operation.record, waited_for);
+  const bool collective = operation.kind != OpKind::PointToPoint;  // a transfer's number is its pair's alone
+  if (collective) world_->monitor->set_waiting(operation.sequence, operation.signature);
   const double waited = operation.timeout - operation.deadline.seconds_left();
   if (waited < kAskAfter || waited_for.empty()) return;
   if (Clock::now() - last_asked_ > kAskPeriod) {
     last_asked_ = Clock::now();
     for (size_t i = 0; i < waited_for.size() && i < kAskAtMost; ++i) world_->monitor->ask(waited_for[i]);
   }
+  if (collective) refuse_other_calls(operation, waited_for);
   if (stall_seconds_ <= 0 || waited < stall_seconds_ || warned_ == operation.record) return;
   warned_ = operation.record;
   log::warning(format("%s has waited %.0f s for rank %s%s; it times out after %g s", operation.describe().c_str(), waited,
                       join_ranks(waited_for).c_str(), seen_last(waited_for).c_str(), operation.timeout));
+}
+
+// Ranks that call different things find out from the first message, but a gather to two roots, say, has none: everyone only
+// receives. Their answers tell.
+void Communicator::refuse_other_calls(const Operation& operation, const std::vector<int>& waited_for) const {
+  for (const int rank : waited_for) {
+    const std::optional<Signature> theirs = world_->monitor->called_by(rank, operation.sequence);
+    if (theirs && *theirs != operation.signature)
+      throw Mismatch(format("[%s] rank %d called %s where rank %d called %s (operation %llu)", name(), world_->rank,
+                            operation.signature.describe().c_str(), rank, theirs->describe().c_str(),
+                            static_cast<unsigned long long>(operation.sequence)));
+  }
 }
 
 // "; rank 2 is in no operation; its last, all-reduce (operation 16), ended 3.1 s ago", as far as they have answered.

@@ -233,13 +233,18 @@ void Monitor::handle(int rank, ControlMessage message) {
       if (message.about == identity_.rank) {
         message.type = ControlMessage::Type::Told;
         set_text(message, recorder::doing());
+        {
+          const std::lock_guard lock(mutex_);
+          message.sequence = waiting_.sequence;
+          message.signature = waiting_.signature;
+        }
         return offer(rank, message);
       }
       return offer(message.about, message);  // rank 0 hands it on
     case ControlMessage::Type::Told: {
       if (message.ranks[0] != identity_.rank) return offer(message.ranks[0], message);
       const std::lock_guard lock(mutex_);
-      answers_[message.about] = {message.text, Clock::now()};
+      answers_[message.about] = {message.text, {message.sequence, message.signature}, Clock::now()};
       return;
     }
   }
@@ -389,8 +394,20 @@ void Monitor::ask(int rank) {
 std::string Monitor::answer_of(int rank) const {
   const std::lock_guard lock(mutex_);
   const auto found = answers_.find(rank);
-  const bool is_news = found != answers_.end() && Clock::now() - found->second.second < seconds(kAnswerSeconds);
-  return is_news ? found->second.first : "";
+  const bool is_news = found != answers_.end() && Clock::now() - found->second.told < seconds(kAnswerSeconds);
+  return is_news ? found->second.text : "";
+}
+
+void Monitor::set_waiting(uint64_t sequence, const Signature& signature) {
+  const std::lock_guard lock(mutex_);
+  waiting_ = {sequence, signature};
+}
+
+std::optional<Signature> Monitor::called_by(int rank, uint64_t sequence) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = answers_.find(rank);
+  if (found == answers_.end() || found->second.wait.sequence != sequence) return std::nullopt;
+  return found->second.wait.signature;
 }
 
 void Monitor::raise_trouble(const std::string& during) const {
@@ -456,6 +473,10 @@ void Monitor::leave(Deadline deadline) {
   message.about = identity_.rank;
   pass_on(message, -1);
   failpoint::pass(failpoint::Point::LeaveAfter);
+  await_others(deadline);
+}
+
+void Monitor::await_others(Deadline deadline) const {
   if (identity_.rank != 0) return;
   while (!troubled() && left_count_ < identity_.size - 1 && !deadline.passed()) ::poll(nullptr, 0, 1);
 }

@@ -14,11 +14,13 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/error.h"
+#include "base/signature.h"
 #include "transport/handshake.h"
 
 namespace roundel::transport {
@@ -49,7 +51,9 @@ struct ControlMessage {
   ErrorKind kind = ErrorKind::Generic;
   uint16_t rank_count = 0;
   int32_t ranks[kMaxRanks] = {};  // Trouble: the lost ones; Ask, Told: who asked
-  char text[400] = {};
+  uint64_t sequence = 0;          // Told: the operation in which the answering rank has waited last, 0 for none
+  Signature signature;            // of that operation
+  char text[376] = {};
 };
 static_assert(sizeof(ControlMessage) == 512);
 
@@ -82,8 +86,15 @@ class Monitor {
   void ask(int rank);
   std::string answer_of(int rank) const;
 
+  // In which collective this rank waits, for whoever asks; and what another rank, by its last answer, has called as the
+  // operation of this number, nothing when it has not said. Two ranks that both only receive find out this way that they wait
+  // in vain.
+  void set_waiting(uint64_t sequence, const Signature& signature);
+  std::optional<Signature> called_by(int rank, uint64_t sequence) const;
+
   // Says goodbye. Rank 0, which passes messages on, stays until the others have left too or the deadline passes.
   void leave(Deadline deadline);
+  void await_others(Deadline deadline) const;  // its second part
 
  private:
   struct Trouble {
@@ -101,6 +112,16 @@ class Monitor {
   struct WatchedProcess {
     Watch watch;
     int pid;  // to say how it ended; 0 where it is not to be seen
+  };
+
+  struct Wait {
+    uint64_t sequence = 0;
+    Signature signature;
+  };
+  struct Answer {
+    std::string text;
+    Wait wait;
+    Clock::time_point told;
   };
 
   struct Suspect {
@@ -141,10 +162,11 @@ class Monitor {
   std::vector<Suspect> suspects_;             // of the thread
   Clock::time_point next_beat_, last_round_;  // of the thread
   std::mutex sending_;                        // one message at a time; also held to close a connection
-  mutable std::mutex mutex_;                  // guards trouble_, left_ and answers_; never held while sending
+  mutable std::mutex mutex_;                  // guards trouble_, left_, waiting_ and answers_; never held while sending
   Trouble trouble_;
   std::vector<bool> left_;
-  std::map<int, std::pair<std::string, Clock::time_point>> answers_;
+  Wait waiting_;
+  std::map<int, Answer> answers_;
   std::thread thread_;
 };
 

@@ -57,7 +57,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   const Mode mode = mode_from_environment();
   const Deadline deadline = Deadline::after(job.start_timeout);
   const Identity identity(job.token, job.rank, job.size, job.epoch);
-  log::set_rank(job.rank);
+  if (job.members.empty()) log::set_rank(job.rank);  // a group's ranks keep the job's numbers
 
   Rendezvous met = meet(job, identity, deadline);
   failpoint::pass(failpoint::Point::StartVerdict);
@@ -84,7 +84,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
   std::vector<Watch> watches;
   if (mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1)) {
-    world->memory = std::make_unique<SharedMemory>(identity, world->local, deadline);
+    world->memory = std::make_unique<SharedMemory>(identity, world->local, deadline, world->is_group);
     watches = world->memory->take_watches();
   } else {
     world->private_bell_state = std::make_unique<DoorbellState>();

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +30,7 @@ struct SegmentHeader {
   uint64_t collective_bytes;
   uint64_t ring_bytes;
   uint64_t total_bytes;
+  uint64_t probe_address, probe;  // peers who can read this process find `probe` at that address
   alignas(64) DoorbellState bell;
 };
 
@@ -36,6 +38,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = 2u << 20;
+constexpr size_t kLeastArena = size_t{16} << 30, kLeastGroupArena = size_t{4} << 30;
 
 // From the segment's owner to one peer. Head and tail count bytes since the start and never wrap in practice.
 struct Ring {
@@ -51,15 +54,19 @@ size_t arena_offset(int local_size) {
   return round_up(rings_offset() + sizeof(Ring) * static_cast<size_t>(local_size), kHugePage);
 }
 
-size_t arena_bytes() {
+// Every rank maps the arenas of all, for the job and for each group, into 128 TiB of address space. A rank's share of the
+// memory suffices where all allocate alike; where they do not, 16 GiB are room enough and cost 4 TiB with 256 ranks. Of groups
+// there may be dozens.
+size_t arena_bytes(size_t local_size, bool group) {
   if (!env::text("ROUNDEL_ARENA_BYTES").empty()) return round_up(env::bytes("ROUNDEL_ARENA_BYTES"), kPage);
   const size_t memory = static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   rlimit limit{};
   if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return std::min(memory, size_t{64} << 20);
-  return memory;
+  const size_t share = std::max(memory / local_size, std::min(memory, kLeastArena));
+  return round_up(group ? std::min(share, std::max(share / 8, kLeastGroupArena)) : share, kPage);
 }
 
-Fd make_segment(const Identity& identity, int local_size, size_t total) {
+Fd make_segment(const Identity& identity, int local_size, size_t total, const uint64_t& probe) {
   Fd fd(::memfd_create("roundel", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) throw system_error("memfd_create", errno);
   ::fchmod(fd.get(), 0600);  // made open to all: whoever could look into /proc/PID/fd could open it
@@ -74,6 +81,8 @@ Fd make_segment(const Identity& identity, int local_size, size_t total) {
   header->collective_bytes = kCollectiveBytes;
   header->ring_bytes = sizeof(Ring) * static_cast<size_t>(local_size);
   header->total_bytes = total;
+  header->probe_address = reinterpret_cast<uint64_t>(&probe);
+  header->probe = probe;
   header->magic = SegmentHeader::kMagic;
   return fd;
 }
@@ -124,15 +133,15 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
   }
 }
 
-// The peer's user must be ours. Returns a pidfd of its process, or none.
-Fd check_peer(int socket, int rank) {
+// The peer's user must be ours. Returns its process, 0 where it cannot be seen.
+pid_t check_peer(int socket, int rank) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) throw system_error("SO_PEERCRED", errno);
   if (peer.uid != ::geteuid())
     throw HandshakeError(
         format("rank %d runs as user %u, this process as %u: they cannot share memory", rank, peer.uid, ::geteuid()));
-  return peer.pid > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0))) : Fd();
+  return peer.pid;
 }
 
 class RingChannel final : public Channel {
@@ -222,14 +231,18 @@ std::optional<size_t> Arena::offset_of(const void* data, size_t bytes) const {
   return static_cast<size_t>(p - base_);
 }
 
-SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline) : ranks_(ranks) {
+SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group)
+    : ranks_(ranks) {
   const int count = static_cast<int>(ranks.size());
   index_ = static_cast<int>(std::find(ranks.begin(), ranks.end(), identity.rank) - ranks.begin());
   ROUNDEL_CHECK(index_ < count);
   segments_.resize(ranks.size());
   bells_.resize(ranks.size());
 
-  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes());
+  processes_.resize(ranks.size());
+  fill_random({reinterpret_cast<uint8_t*>(&probe_), sizeof probe_});
+
+  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes(ranks.size(), group), probe_);
   const Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event) throw system_error("eventfd", errno);
   adopt(index_, Fd(::fcntl(memory.get(), F_DUPFD_CLOEXEC, 0)), Fd(::fcntl(event.get(), F_DUPFD_CLOEXEC, 0)));
@@ -251,9 +264,11 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
 
   failpoint::pass(failpoint::Point::StartBeforeMemory);
   for (auto& [rank, fd] : connections) {
-    Fd process = check_peer(fd.get(), rank);
+    const pid_t process = check_peer(fd.get(), rank);
+    processes_[static_cast<size_t>(std::find(ranks.begin(), ranks.end(), rank) - ranks.begin())] = process;
     send_descriptors(fd.get(), memory.get(), event.get());
-    watches_.push_back({rank, std::move(fd), std::move(process)});
+    Fd watched = process > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, process, 0))) : Fd();
+    watches_.push_back({rank, std::move(fd), std::move(watched)});
   }
   failpoint::pass(failpoint::Point::StartAfterMemory);
   for (const Watch& watch : watches_) {
@@ -265,11 +280,39 @@ SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ran
         header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks.size() ||
         header->total_bytes != segments_[static_cast<size_t>(index)].bytes())
       throw HandshakeError(format("rank %d shares memory of another layout: do all ranks run the same version?", watch.rank));
+    const bool reads = env::flag("ROUNDEL_SINGLE_COPY") && can_read(index);
+    send_all(watch.connection.get(), &reads, 1, deadline);
+  }
+  readable_ = true;
+  for (const Watch& watch : watches_) {
+    uint8_t peer_reads = 0;
+    recv_all(watch.connection.get(), &peer_reads, 1, deadline);
+    readable_ &= peer_reads == 1;
   }
   arena_ = std::make_unique<Arena>(arena_base(index_), segments_[static_cast<size_t>(index_)].bytes() - arena_offset(count));
 }
 
 SharedMemory::~SharedMemory() = default;
+
+bool SharedMemory::can_read(int index) const {
+  const auto* header = reinterpret_cast<const SegmentHeader*>(segments_[static_cast<size_t>(index)].data());
+  uint64_t found = 0;
+  return read(index, &found, header->probe_address, sizeof found) && found == header->probe;
+}
+
+bool SharedMemory::read(int index, void* to, uint64_t address, size_t bytes) const {
+  const pid_t process = processes_[static_cast<size_t>(index)];
+  auto* target = static_cast<std::byte*>(to);
+  while (process > 0 && bytes > 0) {
+    const iovec here{target, bytes}, there{reinterpret_cast<void*>(address), bytes};
+    const ssize_t got = ::process_vm_readv(process, &here, 1, &there, 1, 0);
+    if (got <= 0) return false;
+    target += got;
+    address += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return bytes == 0;
+}
 
 void SharedMemory::adopt(int index, Fd memory, Fd event) {
   struct stat status{};

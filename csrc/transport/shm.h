@@ -45,7 +45,8 @@ class Arena {
 class SharedMemory {
  public:
   // Exchanges descriptors with the host's other ranks over authenticated unix sockets. `ranks`: the global ranks, ascending.
-  SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline);
+  // A group's arena is smaller than the job's.
+  SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group = false);
   ~SharedMemory();
 
   int index() const { return index_; }
@@ -61,17 +62,27 @@ class SharedMemory {
   // Byte stream to and from a peer, through the rings.
   std::unique_ptr<Channel> channel(int index);
 
+  // Whether all peers can read this process's whole memory (process_vm_readv), which the kernel grants to processes of one user
+  // unless it was told otherwise. Tried at the start.
+  bool readable() const { return readable_; }
+  // Copies from a readable peer's memory. False when the peer is gone or the address is none of its own.
+  bool read(int index, void* to, uint64_t address, size_t bytes) const;
+
   // For the monitor, once.
   std::vector<Watch> take_watches() { return std::move(watches_); }
 
  private:
   void adopt(int index, Fd memory, Fd event);
+  bool can_read(int index) const;
 
   std::vector<int> ranks_;
   int index_ = 0;
   std::vector<Mapping> segments_;
   std::vector<Doorbell> bells_;
   std::vector<Watch> watches_;
+  std::vector<pid_t> processes_;  // by index; 0 where it cannot be seen
+  uint64_t probe_ = 0;            // a random number that peers try to read
+  bool readable_ = false;
   std::unique_ptr<Arena> arena_;
 };
 

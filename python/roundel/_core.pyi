@@ -79,6 +79,10 @@ class Communicator:
         """
         Start broadcast; returns a Handle. The arrays belong to the operation until it is done.
         """
+    def check_array(self, x: typing.Any) -> None:
+        """
+        Raise InvalidArgumentError where collectives would refuse this array; before a step that other ranks wait for.
+        """
     def empty(self, shape: typing.Any, dtype: typing.Any = 'float32') -> typing.Any:
         """
         As allocate(), of a shape and a dtype: a numpy array, or a torch tensor when the dtype is torch's.
@@ -165,7 +169,7 @@ class Communicator:
         """
     def shutdown(self, seconds: typing.SupportsFloat | typing.SupportsIndex = 5.0) -> None:
         """
-        Leave the job. Rank 0 waits up to `seconds` for the others to leave.
+        Leave the job and the groups made of it. Rank 0 waits up to `seconds`, in all, for the others to leave.
         """
     def split(self, color: typing.SupportsInt | typing.SupportsIndex | None, key: typing.SupportsInt | typing.SupportsIndex = 0) -> Communicator | None:
         """

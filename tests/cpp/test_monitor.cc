@@ -153,6 +153,8 @@ TEST(ranks_answer_what_they_do_by_way_of_rank_0) {
   one[0] = std::move(b);
   two[0] = std::move(d);
   const auto m0 = monitor(0, 3, std::move(zero)), m1 = monitor(1, 3, std::move(one)), m2 = monitor(2, 3, std::move(two));
+  const Signature gather{OpKind::Gather, DType::Float32, ReduceOp::Sum, 0, 2, 7, 11};
+  m2->set_waiting(5, gather);
   m1->ask(2);
   m1->ask(0);
   m0->ask(1);
@@ -161,6 +163,8 @@ TEST(ranks_answer_what_they_do_by_way_of_rank_0) {
     ::poll(nullptr, 0, 1);
   CHECK(!m1->answer_of(2).empty() && !m1->answer_of(0).empty() && !m0->answer_of(1).empty());
   CHECK(m0->answer_of(2).empty());
+  CHECK(m1->called_by(2, 5) == gather);
+  CHECK(!m1->called_by(2, 4) && !m1->called_by(0, 5) && !m0->called_by(2, 5));
 }
 
 TEST(lies_about_ranks_are_garbage) {

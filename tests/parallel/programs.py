@@ -83,6 +83,36 @@ def reduce_scatter(d: Draw) -> Step:
     )  # the first count % size ranks have one more
 
 
+def reduce(d: Draw) -> Step:
+    x = d.data()
+    out = x if d.in_place and d.rank == d.root else None
+    return Step("reduce", (x, d.root, d.op_number, out), {"name": d.name}, d.reduced() if d.rank == d.root else None)
+
+
+def grouped_allreduce(d: Draw) -> Step:
+    counts = [d.count, 0, d.count // 3, 1]
+    xs = [d.data(count=count) for count in counts]
+    expected = np.concatenate([d.reduced(count) for count in counts])
+    return Step("grouped_allreduce", (xs, d.op_number, xs if d.in_place else None), {"name": d.name}, expected)
+
+
+def uneven_reduce_scatter(d: Draw) -> Step:
+    begin, total = sum(d.rows[: d.rank]), sum(d.rows)
+    expected = d.reduced(total)[begin : begin + d.rows[d.rank]]
+    return Step("reduce_scatter", (d.data(count=total), d.op_number), {"name": d.name, "rows": d.rows}, expected)
+
+
+def gather(d: Draw) -> Step:
+    expected = np.concatenate([d.data(r, n) for r, n in enumerate(d.rows)]) if d.rank == d.root else None
+    return Step("gather", (d.data(count=d.rows[d.rank]), d.root, d.rows), {"name": d.name}, expected)
+
+
+def scatter(d: Draw) -> Step:
+    whole, begin = d.data(d.root, sum(d.rows)), sum(d.rows[: d.rank])
+    x, out = (whole, None) if d.rank == d.root else (None, np.empty(d.rows[d.rank], whole.dtype))
+    return Step("scatter", (x, d.root, d.rows, out), {"name": d.name}, whole[begin : begin + d.rows[d.rank]])
+
+
 def allgather(d: Draw) -> Step:
     expected = np.concatenate([d.data(r, n) for r, n in enumerate(d.rows)])
     return Step("allgather", (d.data(count=d.rows[d.rank]), d.rows), {"name": d.name}, expected)
@@ -98,6 +128,18 @@ def alltoall(d: Draw) -> Step:
     return Step("alltoall", (d.data(count=each * d.size),), {"name": d.name}, expected)
 
 
+def uneven_alltoall(d: Draw) -> Step:
+    sends = [[d.rows[(r + to) % d.size] for to in range(d.size)] for r in range(d.size)]  # from r to `to`
+    received = [sends[r][d.rank] for r in range(d.size)]
+    data = [d.data(r, sum(sends[r])) for r in range(d.size)]
+    begin = [sum(sends[r][: d.rank]) for r in range(d.size)]
+    expected = np.concatenate([data[r][begin[r] : begin[r] + received[r]] for r in range(d.size)])
+    keywords = {"name": d.name, "splits": sends[d.rank]}
+    if d.asynchronous:
+        keywords["received_splits"] = received
+    return Step("alltoall", (data[d.rank],), keywords, expected)
+
+
 def barrier(d: Draw) -> Step:
     return Step("barrier", ())
 
@@ -111,7 +153,15 @@ def transfer(d: Draw) -> Step:
     return Step("recv", (np.empty_like(d.data()), source), {}, d.data(source), sending.wait)
 
 
-KINDS = [allreduce, allreduce, allreduce_in_arena, reduce_scatter, allgather, broadcast, alltoall, barrier, transfer]
+def sendrecv(d: Draw) -> Step:
+    if d.size == 1:
+        return barrier(d)
+    source, out = (d.rank - d.shift) % d.size, np.empty_like(d.data())
+    return Step("sendrecv", (d.data(), (d.rank + d.shift) % d.size, out, source), {}, d.data(source))
+
+
+KINDS = [allreduce, allreduce, allreduce_in_arena, grouped_allreduce, reduce, reduce_scatter, uneven_reduce_scatter]
+KINDS += [allgather, gather, scatter, broadcast, alltoall, uneven_alltoall, barrier, transfer, sendrecv]
 
 
 def run(comm, seed: int, calls: int) -> None:
@@ -122,7 +172,7 @@ def run(comm, seed: int, calls: int) -> None:
     def finish(step: Step, result, what: str) -> None:
         try:
             if step.expected is not None:
-                assert_equal_bits(result, step.expected)
+                assert_equal_bits(np.concatenate(result) if isinstance(result, list) else result, step.expected)
             step.also()
         except AssertionError as error:
             raise AssertionError(f"{what}: {error}") from error

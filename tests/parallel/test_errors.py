@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -119,3 +120,49 @@ def test_a_barrier_names_all_who_are_missing(comm):
     missing = {2: "rank 1", 3: "rank 1 and 2", 4: "rank 1, 2 and 3"}[comm.size]
     with pytest.raises(roundel.TimeoutError, match=f"barrier .*timed out after 0.5 s waiting for {missing}(;|$)"):
         comm.barrier(timeout=0.5)
+
+
+@pytest.mark.parametrize("what", ["gather", "scatter"])
+def test_two_roots_that_only_wait_find_out(comm, what):
+    started = time.monotonic()
+    root = 0 if comm.rank != 1 else 1
+    with pytest.raises(MismatchError, match=r"root [01] .*root [01] "):
+        if what == "gather":
+            comm.gather(np.ones(4), root)
+            comm.barrier()  # whoever has sent its part learns it here
+        else:
+            comm.scatter(np.ones(comm.size) if comm.rank == 1 - root else None, 1 - root, out=np.ones(1))
+            comm.barrier()
+    assert time.monotonic() - started < 5
+
+
+def test_a_forked_child_may_shut_down_what_is_not_its_own(comm):
+    import os
+    import signal
+
+    comm.allreduce_async(np.ones(3)).wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        comm.shutdown(0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert comm.allreduce(np.ones(3))[0] == comm.size
+
+
+def test_an_array_may_ask_for_its_result_when_it_goes(comm):
+    handles, seen = [], []
+
+    class Array(np.ndarray):
+        def __del__(self):
+            if handles:
+                seen.append(handles.pop().wait()[0])
+
+    x = np.ones(3).view(Array)
+    handle = comm.allreduce_async(x)
+    handles.append(handle)
+    del x
+    result = handle.wait()
+    assert result[0] == comm.size and seen == [comm.size]
+    del handle
+    assert sys.getrefcount(result) == 2  # `result` and the argument: let go of once, not twice

@@ -121,3 +121,13 @@ def test_bad_arguments_are_refused(comm):
         with pytest.raises(roundel.InvalidArgumentError, match=expected):
             call()
     assert_equal_bits(comm.allreduce(np.ones(3)), np.full(3, float(comm.size)))  # still works
+
+
+def test_what_root_refuses_to_scatter_is_refused_everywhere(comm):
+    root = comm.size - 1
+    bad = [np.ones(3, np.complex64), np.float32(1), object(), [[1], [1, 2]]]
+    for array, reason in zip(bad, ["complex64", "a scalar", "expected|object", "inhomogeneous"], strict=True):
+        with pytest.raises(roundel.InvalidArgumentError, match=f"the array of root {root} is refused: .*({reason})"):
+            roundel.scatter(array if comm.rank == root else None, root)
+    got = roundel.scatter(np.arange(comm.size) if comm.rank == root else None, root)
+    assert_equal_bits(got, np.array([comm.rank]))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import roundel
 from reference import assert_equal_bits, over_ranks, ranks_data
+from test_start import outputs, start_by_hand
 
 TEAMS = [("shm", 1), ("shm", 2), ("shm", 4), ("tcp", 3), ("hosts", 4), ("ring", 3), ("shm", 7)]
 
@@ -96,3 +99,145 @@ def test_ranks_that_disagree_about_a_split_find_out(comm):
         else:
             comm.split(0)
         comm.barrier()
+
+
+@pytest.mark.ends_communicator
+def test_a_group_that_is_dropped_says_goodbye(comm):
+    if comm.size < 3:
+        return
+    group = comm.split(0)
+    if comm.rank == 2:
+        time.sleep(0.4)
+    got = group.gather(np.full(2, comm.rank), 1)
+    if comm.rank == 0:
+        del group  # while rank 1 still waits for others
+        gc.collect()
+    if comm.rank == 1:
+        assert_equal_bits(got, np.repeat(np.arange(comm.size), 2))
+    comm.barrier()
+
+
+@pytest.mark.ends_communicator
+def test_pending_operations_of_a_group_name_the_lost_rank_once(comm):
+    if comm.size < 3:
+        return
+    lost = comm.size - 1
+    group = comm.split(0 if comm.rank else None)
+    if comm.rank == lost:
+        group.shutdown()
+    elif comm.rank > 0:
+        handles = [group.allreduce_async(np.ones(3)) for _ in range(2)]
+        errors = []
+        for handle in handles:
+            with pytest.raises(roundel.PeerLostError) as caught:
+                handle.wait()
+            errors.append(caught.value)
+        with pytest.raises(roundel.PeerLostError) as caught:
+            group.barrier()
+        for error in [*errors, caught.value]:
+            assert error.ranks == (lost,) and str(error).count("in a group") == 1, error
+        group.shutdown()
+    comm.barrier()
+
+
+@pytest.mark.ends_communicator
+def test_leaving_waits_once_for_all_groups(comm):
+    groups = [comm.split(0) for _ in range(3)]
+    groups.append(groups[0].split(0))
+    comm.barrier()
+    if comm.rank == 0:
+        started = time.monotonic()
+        comm.shutdown(0.5)
+        assert time.monotonic() - started < 1.2
+    else:
+        time.sleep(1.5)
+
+
+def test_groups_take_less_address_space(comm):
+    def mapped() -> int:
+        ranges = [
+            line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:roundel" in line
+        ]
+        return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
+
+    before = mapped()
+    group = comm.split(0)
+    if before > comm.size << 33:  # the job's arenas are larger than the least that a group gets
+        assert mapped() - before < before / 2
+    group.shutdown()
+
+
+HEAD = """
+import os, signal, threading, time
+import numpy as np, roundel
+roundel.init()
+comm = roundel.communicator()
+rank = comm.rank
+"""
+
+# A program for both ranks, and settings of rank 1.
+PROGRAMS = {
+    "Ctrl-C in a split reaches its caller, and the others hear of it": (
+        """
+if rank == 0:
+    threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    comm.split(0)
+    raise SystemExit("no error")
+except KeyboardInterrupt:
+    assert rank == 0
+except roundel.RoundelError as error:
+    assert rank == 1 and "split failed on rank 0" in str(error) and "KeyboardInterrupt" in str(error), error
+comm.barrier()
+assert comm.split(0).allreduce(np.ones(3))[0] == 2
+""",
+        {"ROUNDEL_FAILPOINT": "start-before-memory=sleep:1@2"},
+    ),
+    "whoever fails to join a group waits no longer than the others look for it": (
+        """
+try:
+    comm.split(0)
+    raise SystemExit("no error")
+except roundel.RoundelError as error:
+    assert "split failed on rank" in str(error), error
+comm.barrier()
+""",
+        {"ROUNDEL_FAILPOINT": "start-connect=error@2"},
+    ),
+    "a signal handler uses other groups but not the one it interrupts": (
+        """
+alone = comm.split(rank)
+seen = []
+def handler(*_):
+    alone.barrier()
+    try:
+        comm.barrier(timeout=1)
+    except roundel.RoundelError as error:
+        seen.append(str(error))
+if rank == 0:
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+else:
+    time.sleep(0.6)
+assert comm.allreduce(np.ones(3))[0] == 2
+assert rank != 0 or "inside another operation" in seen[0]
+""",
+        {},
+    ),
+    "the log names ranks of the job": (
+        """
+comm.split(rank)
+""",
+        {"ROUNDEL_LOG_LEVEL": "info"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_that(what, tmp_path):
+    program, settings = PROGRAMS[what]
+    patience = {"ROUNDEL_TIMEOUT": "4"}
+    processes = start_by_hand(2, HEAD + program + 'print("fine")\n', tmp_path, rank0=patience, rank1=patience | settings)
+    for code, out, err in outputs(processes):
+        assert code == 0 and out == "fine\n", err
+        assert "ROUNDEL_LOG_LEVEL" not in settings or "roundel [0]" not in err, err

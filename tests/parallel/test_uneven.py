@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import roundel
 from reference import COUNTS, assert_equal_bits, over_ranks, ranks_data
+from test_start import outputs, start_by_hand
 
 
 def splits_of(rank: int, size: int, base: int) -> list[int]:
@@ -132,3 +133,113 @@ def test_library_allocated_arrays_have_shape_and_dtype(comm):
     t.fill_(2)
     assert (comm.allreduce(t, out=t) == 2 * comm.size).all()
     assert comm.empty(()).shape == () and comm.empty((0, 5)).size == 0
+
+
+def test_outs_of_a_group_are_checked_one_by_one(comm):
+    xs = [np.full(4, comm.rank, np.float32) for _ in range(2)]
+    buffer = np.zeros(6, np.float32)
+    for bad, expected in [
+        (np.zeros(4, np.float64), "one dtype"),
+        (np.zeros(2, np.float16), "of 4 elements, got 2"),
+        (np.zeros(5, np.float32), "of 4 elements, got 5"),
+    ]:
+        outs = [np.full(4, -1, np.float32), bad]
+        with pytest.raises(roundel.InvalidArgumentError, match=expected):
+            comm.grouped_allreduce(xs, outs=outs)
+        assert (outs[0] == -1).all() and (bad == 0).all()
+    with pytest.raises(roundel.InvalidArgumentError, match="overlap"):
+        comm.grouped_allreduce([buffer[:4]], outs=[buffer[2:]])
+    assert_equal_bits(comm.grouped_allreduce(xs)[1], np.full(4, comm.size * (comm.size - 1) / 2, np.float32))
+
+
+def test_a_call_of_several_operations_is_refused_as_a_whole(comm):
+    x = np.full(3, comm.rank + 1, np.float32)
+    with pytest.raises(roundel.InvalidArgumentError, match="bool has no average"):
+        comm.grouped_allreduce([x, np.ones(3, bool)], roundel.Average, outs=[x, np.ones(3, bool)])
+    assert (x == comm.rank + 1).all()
+    if comm.size == 1:
+        return
+    following, preceding = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    untouched, y = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    for start in (comm.sendrecv, comm.sendrecv_async):
+        with pytest.raises(roundel.InvalidArgumentError, match="expected a rank from 0"):
+            start(x, -1, untouched, preceding)
+    comm.sendrecv(x, following, y, preceding, timeout=5)  # no receive was left behind that would take this
+    assert (y == preceding + 1).all() and (untouched == 0).all()
+
+
+def test_bad_splits_of_one_rank_are_refused_before_the_others_are_asked(comm):
+    ones, out = [1] * comm.size, np.zeros(comm.size, np.float32)
+    if comm.rank == 0:
+        for call, expected in [
+            (lambda: comm.alltoall(np.ones(comm.size), splits=[2] * comm.size), "a sum of"),
+            (lambda: comm.alltoall(np.ones((comm.size, 4))[:, ::2], splits=ones), "C-contiguous"),
+            (lambda: comm.alltoall(np.ones(comm.size, np.complex64), splits=ones), "expected"),
+            (lambda: comm.alltoall(np.ones(comm.size), out, splits=ones), "one dtype"),
+            (lambda: comm.alltoall(out, out, splits=ones), "overlap"),
+        ]:
+            with pytest.raises(roundel.InvalidArgumentError, match=expected):
+                call()
+        long = np.zeros(comm.size + 1)  # seen only when the others have said how much they send
+        with pytest.raises(roundel.InvalidArgumentError, match=f"expected {comm.size} elements, got {comm.size + 1}"):
+            comm.alltoall(np.ones(comm.size), long, splits=ones)
+        assert (long == 0).all()
+    else:
+        assert_equal_bits(comm.alltoall(np.ones(comm.size), splits=ones), np.ones(comm.size))
+    assert_equal_bits(comm.alltoall(np.ones(comm.size), splits=ones), np.ones(comm.size))
+
+
+def test_an_array_that_one_rank_refuses_disturbs_nobody(comm):
+    if comm.rank == comm.size - 1:
+        for call in (roundel.allgather, roundel.gather):
+            with pytest.raises(roundel.InvalidArgumentError, match="complex64"):
+                call(np.ones(3, np.complex64))
+        with pytest.raises(roundel.InvalidArgumentError, match="expected a rank from 0"):
+            roundel.gather(np.ones(3), comm.size)
+    assert_equal_bits(roundel.allgather(np.ones(3)), np.ones(3 * comm.size))
+
+
+@pytest.mark.ends_communicator
+@pytest.mark.parametrize("what", ["alltoall", "allgather", "gather", "scatter"])
+def test_steps_of_the_library_do_not_meet_unnamed_operations(comm, what):
+    if comm.size == 1:
+        return
+    theirs = np.ones(comm.size, np.int64)
+    with pytest.raises(roundel.MismatchError):
+        if what == "alltoall":
+            comm.alltoall(theirs, splits=[1] * comm.size) if comm.rank == 0 else comm.alltoall(theirs)
+        elif what == "scatter":
+            roundel.scatter(theirs) if comm.rank == 0 else comm.broadcast(theirs[:1].copy())
+        else:
+            getattr(roundel, what)(theirs) if comm.rank == 0 else comm.allgather(theirs[:1].copy())
+        if comm.rank == 0:
+            comm.barrier()  # a root that only sends learns it from the next operation
+
+
+@pytest.mark.ends_communicator
+def test_the_places_of_dtypes_in_a_group_are_compared(comm):
+    if comm.size == 1:
+        return
+    xs = [np.ones(3, np.float32), np.ones(3, np.float16)]
+    with pytest.raises(roundel.MismatchError):
+        comm.grouped_allreduce(xs if comm.rank else xs[::-1])
+        comm.barrier()
+
+
+def test_groups_travel_together_when_the_arena_is_full(tmp_path):
+    program = """
+import numpy as np, roundel
+roundel.init()
+comm = roundel.communicator()
+taken = comm.allocate(60000)
+xs = [np.full(20000, i, np.float32) for i in range(4)]
+for _ in range(3):
+    for i, y in enumerate(comm.grouped_allreduce(xs)):
+        assert (y == 2 * i).all()
+del taken
+assert (comm.grouped_allreduce([np.ones(3), np.ones(5)])[1] == 2).all()
+print("fine")
+"""
+    small = {"ROUNDEL_ARENA_BYTES": "64k"}
+    for code, out, err in outputs(start_by_hand(2, program, tmp_path, rank0=small, rank1=small)):
+        assert code == 0 and out == "fine\n", err
