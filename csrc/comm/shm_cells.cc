@@ -73,14 +73,9 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       inputs_[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
     }
     std::byte* result = mine.results[id % kDepth] + at;
-    std::byte* place = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
-    const bool streams = gathers && o.out.bytes() >= kStreamFrom;
-    std::byte* sum = streams ? result : place;
+    std::byte* sum = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
     kernels::reduce(o.kernel_op(), dtype, sum, inputs_, slice.count, o.finish(size_));
-    if (streams)
-      copy_bytes_streaming(place, result, slice.count * element);
-    else if (o.kind == OpKind::AllReduce)
-      publisher_.copy(result, sum, slice.count * element);
+    if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
     advance(mine.consumed, id + 1);
     failpoint::pass(failpoint::Point::ShmConsumed);
     ring_peers();
@@ -91,8 +86,8 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, theirs.consumed, id + 1);
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      deliver(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element, slice.count * element,
-              o.out.bytes());
+      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
+                 slice.count * element);
     });
     advance(mine.gathered, id + 1);
     failpoint::pass(failpoint::Point::ShmGathered);

@@ -22,7 +22,7 @@ inline constexpr size_t kArenaFrom =
 inline constexpr size_t kCell = 128u << 10;      // a chunk; bench allreduce -b 16K -e 4M
 inline constexpr size_t kDepth = 16;             // cells come round after 2 MB, more than an L2: docs/adr/0005
 inline constexpr size_t kStreamFrom = 8u << 20;  // results as long as this leave the caches before anyone reads them
-inline constexpr size_t kTile = 32u << 10;       // a tile and its sum stay in L1/L2 while the sum is copied to N places
+inline constexpr size_t kTile = 8u << 10;        // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
 inline constexpr size_t kAlign = 64;             // slices start on cache lines, so that no two ranks write one
 
 // What a rank says when it enters an operation. `sequence` is written last.
@@ -64,7 +64,7 @@ inline size_t longest(const plan::Parts& parts) {
   return count;
 }
 
-// Copies a part of a result of `whole` bytes to its place in the caller's memory.
+// Copies a part of a result of `whole` bytes to its place in the caller's memory. Not for sums, which gain nothing by it.
 inline void deliver(void* to, const void* from, size_t bytes, size_t whole) {
   if (whole >= kStreamFrom)
     copy_bytes_streaming(to, from, bytes);
