@@ -112,9 +112,10 @@ TEST(select_is_forced_by_name_where_there_is_such_an_algorithm) {
     selected(Collective::AllReduce, shape, DType::Float32, "rign");
     CHECK(!"an unknown name is refused");
   } catch (const InvalidArgument& error) {
-    CHECK(std::string(error.what())
-              .find("'rign'; known are: bruck, direct, doubling, exchange, halving, hierarchical, pairwise, ring, swing, tree") !=
-          std::string::npos);
+    CHECK(
+        std::string(error.what())
+            .find("'rign'; known are: bruck, direct, doubling, exchange, halving, hierarchical, pairwise, ring, swing, tree") !=
+        std::string::npos);
   }
 }
 
