@@ -1,12 +1,10 @@
 // Collectives among the ranks of one host, directly in shared memory: no messages, no plan.
 //
-// Every operation starts with a flag line: sequence number, signature and, when they fit, the data. Small operations end there:
-// every rank reads all lines. Large ones flow through cells that stay in cache. All-reduce of library-allocated buffers needs
-// no cells at all.
-//   up to kOneShot bytes   one shot: everyone publishes its data once, everyone reads all.        n read and written per rank,
-//   per peer arena buffers >= 2 KB  the owner of a slice reads all N copies and writes all N copies.      2Nn bytes of memory
-//   traffic in all otherwise              two shots through cells: stage, reduce the own slice, gather.          2Nn of memory
-//   traffic, the rest in cache
+// Every operation starts with a flag line: sequence number, signature and, when they fit, the data. shm.cc: one shot, in which
+// everyone publishes once and everyone reads what it needs, and all-reduce in the arena, in which the owner of a slice reads
+// all copies and writes all. shm_cells.cc: what flows through cells, in chunks. shm_direct.cc: what is read where it is. Which
+// path is taken follows from what all ranks know, or have said in their lines; the table is in docs/algorithms.md.
+//
 // 16-bit sums round once; every sum is folded in rank order, so that all ranks and all runs get the same bits.
 #pragma once
 
