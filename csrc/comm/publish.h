@@ -23,10 +23,10 @@ class Publisher {
   // One operation, from here to the end of the scope.
   class Operation {
    public:
-    // `bytes`: the same on all ranks.
+    // `bytes`: the same on all ranks. Not for operations with a root, whose time does not contain that of its readers.
     Operation(Publisher& publisher, OpKind kind, size_t bytes) : publisher_(publisher), bytes_(bytes) {
       publisher_.streams_ = false;
-      if (bytes < kLeast) return;
+      if (!publisher_.chooses_ || bytes < kLeast || has_root(kind)) return;
       Costs& costs = publisher_.costs_[static_cast<int>(kind)][bytes <= kSmall ? 0 : bytes <= kMedium ? 1 : 2];
       const unsigned turn = costs.uses++ % kPeriod;
       publisher_.streams_ = turn == kTryCached ? false : turn == kTryStreaming ? true : costs.streams;
@@ -48,6 +48,9 @@ class Publisher {
     Costs* timed_ = nullptr;
     Clock::time_point begin_{};
   };
+
+  // `own_cores`: every rank has a core; else times say more about the scheduler than about caches, and caches it is.
+  explicit Publisher(bool own_cores) : chooses_(own_cores) {}
 
   void copy(void* to, const void* from, size_t bytes) const {
     if (streams_)
@@ -72,6 +75,7 @@ class Publisher {
     }
   };
   Costs costs_[kOpKinds][3];
+  bool chooses_;
   bool streams_ = false;
 };
 

@@ -12,7 +12,8 @@ ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
       rank_(memory_.index()),
       size_(memory_.size()),
       entered_(static_cast<size_t>(memory_.size())),
-      inputs_(static_cast<size_t>(memory_.size())) {
+      inputs_(static_cast<size_t>(memory_.size())),
+      publisher_(world_->spin > 0) {
   for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
 
