@@ -1,5 +1,7 @@
 #include "comm/shm.h"
 
+#include <unistd.h>
+
 #include "base/error.h"
 #include "base/failpoint.h"
 #include "comm/shm_region.h"
@@ -13,7 +15,13 @@ ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
       size_(memory_.size()),
       entered_(static_cast<size_t>(memory_.size())),
       inputs_(static_cast<size_t>(memory_.size())),
-      publisher_(world_->spin > 0) {
+      publisher_(world_->spin > 0),
+      depth_(kDepth),
+      once_(kOnce) {
+  if (size_ > ::sysconf(_SC_NPROCESSORS_ONLN)) {  // the same on all ranks of a host, unlike the cores that each may use
+    depth_ = kCrowdedDepth;
+    once_ = kSlots;
+  }
   for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
 
@@ -175,7 +183,7 @@ void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
 }
 
 uint64_t* ShmCommunicator::row(const Operation& o, int rank) const {
-  return reinterpret_cast<uint64_t*>(regions_[static_cast<size_t>(rank)]->once[o.sequence % kOnce]);
+  return reinterpret_cast<uint64_t*>(regions_[static_cast<size_t>(rank)]->once[o.sequence % once_]);
 }
 
 // Everyone's data in its flag line, or beside it; everyone reads what it needs.
@@ -189,7 +197,7 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
   const auto data_of = [&](int r) {
     ShmRegion& region = *regions_[static_cast<size_t>(r)];
     const size_t theirs = by_parts ? o.parts.count(r) * element : o.bytes();
-    return theirs <= kInline ? region.lines[o.sequence % kSlots].inline_data : region.once[o.sequence % kOnce];
+    return theirs <= kInline ? region.lines[o.sequence % kSlots].inline_data : region.once[o.sequence % once_];
   };
   if (!from_root || at_root) publish_bytes(dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
   publish(o, line);

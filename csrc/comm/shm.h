@@ -56,6 +56,7 @@ class ShmCommunicator final : public Communicator {
   std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
   std::vector<const void*> inputs_;  // of the reduction under way, by rank
   Publisher publisher_;
+  size_t depth_, once_;  // cells and one-shot slots that are in use, the same on all ranks
   uint64_t chunks_ = 0;  // chunks that all operations so far have moved through the cells, the same on all ranks
 };
 

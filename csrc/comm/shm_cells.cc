@@ -1,7 +1,7 @@
 // The paths of comm/shm for large operations: chunks flow through cells that stay in cache.
 //
 // A rank's counters (staged, consumed, gathered) count chunks over all operations. A cell is used again when every peer is done
-// with what it held kDepth chunks ago. An operation that does not use a counter moves it to its end at once.
+// with what it held depth_ chunks ago. An operation that does not use a counter moves it to its end at once.
 #include "base/failpoint.h"
 #include "comm/shm.h"
 #include "comm/shm_region.h"
@@ -16,9 +16,9 @@ void advance(std::atomic<uint64_t>& counter, uint64_t to) { counter.store(to, st
 
 // Waits until every peer is done with what the cell of chunk `id` held before.
 void ShmCommunicator::await_free_cell(const Operation& o, uint64_t id) {
-  for (int i = 1; id >= kDepth && i < size_; ++i) {
+  for (int i = 1; id >= depth_ && i < size_; ++i) {
     const int r = (rank_ + i) % size_;
-    await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - kDepth + 1);
+    await(o, r, regions_[static_cast<size_t>(r)]->consumed, id - depth_ + 1);
   }
 }
 
@@ -50,11 +50,11 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     await_free_cell(o, id);
     each_peer([&](int r) {
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      publish_bytes(dtype, mine.cells[id % kDepth] + slice.begin * element, o.in.at(c * per_chunk + slice.begin), slice.count,
+      publish_bytes(dtype, mine.cells[id % depth_] + slice.begin * element, o.in.at(c * per_chunk + slice.begin), slice.count,
                     o.prescale);
     });
     advance(mine.staged, id + 1);
-    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % depth_], kCell);
     ring_peers();
   };
   const auto reduce = [&](uint64_t c) {
@@ -64,15 +64,15 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
     each_peer([&](int r) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, theirs.staged, id + 1);
-      if (id >= kDepth) await(o, r, theirs.gathered, id - kDepth + 1);
-      inputs_[static_cast<size_t>(r)] = theirs.cells[id % kDepth] + at;
+      if (id >= depth_) await(o, r, theirs.gathered, id - depth_ + 1);
+      inputs_[static_cast<size_t>(r)] = theirs.cells[id % depth_] + at;
     });
     inputs_[static_cast<size_t>(rank_)] = o.in.at(c * per_chunk + slice.begin);
     if (o.prescale != 1) {
-      kernels::scale(o.in.dtype, mine.cells[id % kDepth] + at, inputs_[static_cast<size_t>(rank_)], slice.count, o.prescale);
-      inputs_[static_cast<size_t>(rank_)] = mine.cells[id % kDepth] + at;
+      kernels::scale(o.in.dtype, mine.cells[id % depth_] + at, inputs_[static_cast<size_t>(rank_)], slice.count, o.prescale);
+      inputs_[static_cast<size_t>(rank_)] = mine.cells[id % depth_] + at;
     }
-    std::byte* result = mine.results[id % kDepth] + at;
+    std::byte* result = mine.results[id % depth_] + at;
     std::byte* sum = gathers ? o.out.at(c * per_chunk + slice.begin) : result;
     kernels::reduce(o.kernel_op(), dtype, sum, inputs_, slice.count, o.finish(size_));
     if (o.kind == OpKind::AllReduce) publisher_.copy(result, sum, slice.count * element);
@@ -86,7 +86,7 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
       ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
       await(o, r, theirs.consumed, id + 1);
       const plan::Place slice = slice_of(length(c), element, r, size_);
-      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % kDepth] + slice.begin * element,
+      copy_bytes(o.out.at(c * per_chunk + slice.begin), theirs.results[id % depth_] + slice.begin * element,
                  slice.count * element);
     });
     advance(mine.gathered, id + 1);
@@ -122,7 +122,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
   };
   // What rank r has for this rank, in the cell of chunk `id`; what is this rank's own stays where it is.
   const auto cell = [&](int r, uint64_t id, int for_rank) {
-    return regions_[static_cast<size_t>(r)]->cells[id % kDepth] + (gathers ? 0 : static_cast<size_t>(for_rank) * room);
+    return regions_[static_cast<size_t>(r)]->cells[id % depth_] + (gathers ? 0 : static_cast<size_t>(for_rank) * room);
   };
   const auto own = [&](uint64_t c) { return o.in.at((gathers ? 0 : to.begin(rank_)) + c * piece); };
 
@@ -134,7 +134,7 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
       if (r != rank_ || (sums && o.prescale != 1))
         publish_bytes(dtype, cell(rank_, id, r), o.in.at(to.begin(r) + c * piece), length(to.count(r), c), o.prescale);
     advance(mine.staged, id + 1);
-    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % depth_], kCell);
     ring_peers();
   };
   const auto consume = [&](uint64_t c) {
@@ -182,10 +182,10 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
       const uint64_t id = base + c;
       await_free_cell(o, id);
       const size_t bytes = length(rank_, c) * element;
-      publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), bytes);
+      publisher_.copy(mine.cells[id % depth_], o.in.at(c * piece), bytes);
       if (o.in.data != own) deliver(own + c * piece * element, o.in.at(c * piece), bytes, o.out.bytes());
       advance(mine.staged, id + 1);
-      failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
+      failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % depth_], kCell);
       ring_peers();
     }
     if (c >= 1) {
@@ -194,7 +194,7 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
         const int r = (rank_ + i) % size_;
         ShmRegion& theirs = *regions_[static_cast<size_t>(r)];
         await(o, r, theirs.staged, id + 1);
-        deliver(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % kDepth], length(r, c - 1) * element,
+        deliver(o.out.at(o.parts.begin(r) + (c - 1) * piece), theirs.cells[id % depth_], length(r, c - 1) * element,
                 o.out.bytes());
       }
       advance(mine.consumed, id + 1);
@@ -219,7 +219,7 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
     ShmRegion& root = *regions_[static_cast<size_t>(o.root)];
     for (uint64_t c = 0; c < chunks; ++c) {
       await(o, o.root, root.staged, base + c + 1);
-      deliver(o.out.at(c * piece), root.cells[(base + c) % kDepth], length(c), o.out.bytes());
+      deliver(o.out.at(c * piece), root.cells[(base + c) % depth_], length(c), o.out.bytes());
       advance(mine.consumed, base + c + 1);
       failpoint::pass(failpoint::Point::ShmConsumed);
       ring_peers();
@@ -229,11 +229,11 @@ void ShmCommunicator::broadcast_through_cells(const Operation& o) {
   copy_bytes(o.out.data, o.in.data, o.out.bytes());
   for (uint64_t c = 0; c < chunks; ++c) {
     const uint64_t id = base + c;
-    if (c == kDepth) meet_all(o);  // another one that thinks it is root will never free a cell
+    if (c == depth_) meet_all(o);  // another one that thinks it is root will never free a cell
     await_free_cell(o, id);
-    publisher_.copy(mine.cells[id % kDepth], o.in.at(c * piece), length(c));
+    publisher_.copy(mine.cells[id % depth_], o.in.at(c * piece), length(c));
     advance(mine.staged, id + 1);
-    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % kDepth], kCell);
+    failpoint::pass(failpoint::Point::ShmStaged, mine.cells[id % depth_], kCell);
     ring_peers();
   }
   advance(mine.consumed, chunks_);

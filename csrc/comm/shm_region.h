@@ -21,6 +21,7 @@ inline constexpr size_t kArenaFrom =
     2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
 inline constexpr size_t kCell = 128u << 10;      // a chunk; bench allreduce -b 16K -e 4M
 inline constexpr size_t kDepth = 16;             // cells come round after 2 MB, more than an L2: docs/adr/0005
+inline constexpr size_t kCrowdedDepth = 4;       // where ranks share cores, and so their caches, few cells stay in these
 inline constexpr size_t kStreamFrom = 8u << 20;  // results as long as this leave the caches before anyone reads them
 inline constexpr size_t kTile = 8u << 10;        // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
 inline constexpr size_t kAlign = 64;             // slices start on cache lines, so that no two ranks write one
