@@ -28,8 +28,7 @@ Peer read_card(const Card& card) {
   Peer peer;
   peer.address.storage = card.address;
   peer.address.length = card.address_length;
-  const auto port = reinterpret_cast<const sockaddr_in*>(&card.address)->sin_port;  // at the same place in sockaddr_in6
-  peer.address = with_port(peer.address, ntohs(port));
+  peer.address = with_port(peer.address, port_of(peer.address));
   return peer;
 }
 
@@ -61,10 +60,12 @@ void Verdict::set(Outcome what, const std::string& why) {
   *std::copy(fits.begin(), fits.end(), text) = '\0';
 }
 
-void Verdict::raise_unless_accepted(int rank) const {
-  const std::string why = text_in(text);
-  if (outcome == Missing) throw Timeout(format("rank %d: the job could not start: %s", rank, why.c_str()));
-  if (outcome != Accepted) throw Error(format("rank %d: the job could not start: %s", rank, why.c_str()));
+void Verdict::raise_unless_accepted(const Member& self) const {
+  if (outcome == Accepted) return;
+  const std::string why = format("rank %d: the job could not start: %s", self.rank, text_in(text).c_str());
+  if (outcome == Missing) throw Timeout(why);
+  if (outcome == Lost && lost >= 0 && lost < self.size) throw PeerLost(why, {lost}, self.epoch);
+  throw Error(why);
 }
 
 }  // namespace roundel::transport
