@@ -190,12 +190,27 @@ std::string missing_text(const Job& job, const Guests& guests) {
                 join_ranks(missing).c_str());
 }
 
+// A rank that can be reached from its own host only, and one on another host: nothing where there is no such pair. (Where all
+// have come by way of loopback, hosts are pretended.)
+std::string unreachable(const std::vector<Card>& cards) {
+  for (size_t a = 0; a < cards.size(); ++a)
+    for (size_t b = 0; b < cards.size(); ++b)
+      if (cards[a].host != cards[b].host && is_loopback(address_of(cards[a])) && !is_loopback(address_of(cards[b])))
+        return format(
+            "rank %zu can be reached at %s only, and rank %zu is on another host: start it with rank 0's address in "
+            "the network between them, or ROUNDEL_INTERFACE",
+            a, address_of(cards[a]).text.c_str(), b);
+  return "";
+}
+
 // Everybody is there: may they start?
 Verdict judge(const std::vector<Card>& cards) {
   Verdict verdict;
-  for (size_t rank = 1; rank < cards.size(); ++rank)
+  for (size_t rank = 0; rank < cards.size(); ++rank)
     if (const std::string wrong = refusal(cards[rank], cards[0]); !wrong.empty())
       verdict.set(Verdict::Refused, format("rank %zu %s", rank, wrong.c_str()));
+  if (verdict.outcome != Verdict::Accepted) return verdict;
+  if (const std::string wrong = unreachable(cards); !wrong.empty()) verdict.set(Verdict::Refused, wrong);
   return verdict;
 }
 
@@ -204,6 +219,8 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
   const Fd listener = rendezvous_listener(job);
   if (!listener) throw system_error("the rendezvous descriptor from the launcher", errno);
   ::fcntl(listener.get(), F_SETFL, ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
+  Address here = local_address(listener.get());
+  if (!is_wildcard(here)) here = address_for_peers(here);  // what is wrong with it is wrong before anybody comes
   std::vector<int> others;
   for (int r = 1; r < job.size; ++r) others.push_back(r);
 
@@ -218,8 +235,7 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
     if (!std::all_of(others.begin(), others.end(), [&](int rank) { return guests.has(rank); })) {
       verdict.set(Verdict::Missing, missing_text(job, guests) + obstacle);
     } else {
-      const Address here = local_address(listener.get());
-      result.data_listener = listen_on(address_for_peers(is_wildcard(here) ? guests.own_address() : here));
+      result.data_listener = listen_on(is_wildcard(here) ? address_for_peers(guests.own_address()) : here);
       cards = guests.cards(Deadline::after(kCardSeconds));
       set_address(cards[0], local_address(result.data_listener.get()));
       verdict = judge(cards);

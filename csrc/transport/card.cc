@@ -23,15 +23,6 @@ bool has_usable_address(const Card& card) {
   return expected != 0 && card.address_length == expected;
 }
 
-Peer read_card(const Card& card) {
-  if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
-  Peer peer;
-  peer.address.storage = card.address;
-  peer.address.length = card.address_length;
-  peer.address = with_port(peer.address, port_of(peer.address));
-  return peer;
-}
-
 }  // namespace
 
 std::string Card::settings_text() const { return text_in(settings); }
@@ -42,14 +33,21 @@ std::string refusal(const Card& card, const Card& own) {
   return theirs == ours ? "" : "has '" + theirs + "' where rank 0 has '" + ours + "'";
 }
 
+Address address_of(const Card& card) {
+  Address address;
+  address.storage = card.address;
+  address.length = card.address_length;
+  return with_port(address, port_of(address));  // and its text
+}
+
 std::vector<Peer> read_cards(const std::vector<Card>& cards) {
   std::vector<Peer> peers;
   std::vector<std::array<uint8_t, 16>> hosts;
   for (const Card& card : cards) {
-    peers.push_back(read_card(card));
+    if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
     auto at = std::find(hosts.begin(), hosts.end(), card.host);
     if (at == hosts.end()) at = hosts.insert(hosts.end(), card.host);
-    peers.back().host = static_cast<int>(at - hosts.begin());
+    peers.push_back({static_cast<int>(at - hosts.begin()), address_of(card)});
   }
   return peers;
 }

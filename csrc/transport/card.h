@@ -21,6 +21,9 @@ struct Card {
 // Why the card cannot be accepted beside rank 0's own: "has '...' where rank 0 has '...'", or "" when it can.
 std::string refusal(const Card& card, const Card& own);
 
+// Of a card that was not refused.
+Address address_of(const Card& card);
+
 // The table of all ranks. Throws Error when a card holds no usable address.
 std::vector<Peer> read_cards(const std::vector<Card>& cards);
 

@@ -29,7 +29,7 @@ std::string without_port(const Address& address) {
   return text.front() == '[' ? text.substr(1, text.size() - 2) : text;
 }
 
-// Of this host, those that are up, one entry for each address.
+// Of this host, those that are up, one entry for each address that others can use. (Link-local ones mean nothing elsewhere.)
 std::vector<Interface> interfaces() {
   ifaddrs* list = nullptr;
   if (::getifaddrs(&list) != 0) throw system_error("getifaddrs", errno);
@@ -41,6 +41,7 @@ std::vector<Interface> interfaces() {
     Interface each{at->ifa_name, {}, {}};
     each.address.length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
     std::memcpy(&each.address.storage, at->ifa_addr, each.address.length);
+    if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&ip6_of(each.address))) continue;
     each.address = with_port(each.address, 0);
     each.text = without_port(each.address);
     found.push_back(std::move(each));
