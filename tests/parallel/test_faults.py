@@ -6,9 +6,12 @@ No bit is wrong: every collective of every rank is checked (fault_rank.py).
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fault_job import BOUND, FaultJob
@@ -134,6 +137,47 @@ def test_killed_while_leaving(point, transport, tmp_path):
             died_without_goodbye = point == "leave-before" and last.get("ranks") == [VICTIM]
             assert "left" in last or died_without_goodbye, told
             assert last["at"] - ended < 3 * BOUND, last
+
+
+def take_number(pid: int) -> subprocess.Popen:
+    """A process with the number of one that has ended and was reaped."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    if not os.access(last, os.W_OK):
+        pytest.skip("only root may choose a process's number")
+    for _ in range(200):
+        last.write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "60"])
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.wait()
+    pytest.skip("others were always faster to take the number")
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "hosts"])
+def test_a_process_that_takes_a_dead_ranks_number_is_not_taken_for_it(transport, tmp_path):
+    """The survivors are stopped meanwhile, so that they look when the number has its next owner."""
+    size = SIZES[transport]
+    survivors = sorted(set(range(size)) - {VICTIM})
+    with FaultJob(size, transport, tmp_path, "mixed", 3) as job:
+        job.wait_running()
+        for rank in survivors:
+            job.processes[rank].send_signal(signal.SIGSTOP)
+        job.kill(VICTIM)
+        job.processes[VICTIM].wait()
+        successor = take_number(job.processes[VICTIM].pid)
+        try:
+            went_on = time.time()
+            for rank in survivors:
+                job.processes[rank].send_signal(signal.SIGCONT)
+            for rank in survivors:
+                error = job.error_of(rank)
+                assert (error["error"], error["ranks"]) == ("PeerLostError", [VICTIM]), error
+                assert error["at"] - went_on < 3 * BOUND, error
+            assert successor.poll() is None
+        finally:
+            successor.kill()
+            successor.wait()
 
 
 CAUSES = {
