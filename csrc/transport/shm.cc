@@ -37,7 +37,6 @@ struct SegmentHeader {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = 2u << 20;
 constexpr size_t kLeastArena = size_t{16} << 30, kLeastGroupArena = size_t{4} << 30;
 
 // From the segment's owner to one peer. Head and tail count bytes since the start and never wrap in practice.
@@ -203,8 +202,8 @@ class RingChannel final : public Channel {
 
 std::byte* Arena::allocate(size_t bytes) {
   const size_t want = round_up(std::max<size_t>(bytes, 1), bytes >= kPage ? kPage : 64);
-  const size_t align = bytes >= kPage ? kPage : 64;
-  const std::lock_guard lock(mutex_);
+  const size_t align = bytes >= kHugePage ? kHugePage : bytes >= kPage ? kPage : 64;
+  std::unique_lock lock(mutex_);
   size_t at = 0;
   for (const auto& [offset, length] : used_) {  // first fit
     if (offset >= at && offset - at >= want) break;
@@ -214,6 +213,8 @@ std::byte* Arena::allocate(size_t bytes) {
     throw Error(
         format("the shared-memory arena of %zu bytes has no room for %zu more; raise ROUNDEL_ARENA_BYTES", bytes_, bytes));
   used_[at] = want;
+  lock.unlock();
+  use_huge_pages(base_ + at, want);
   return base_ + at;
 }
 
