@@ -36,7 +36,6 @@ struct SegmentHeader {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = 2u << 20;
 constexpr size_t kLeastArena = size_t{16} << 30, kLeastGroupArena = size_t{4} << 30;
 
 constexpr double kCauseSeconds = 0.1;  // between the end of a process's connections and its own
@@ -217,8 +216,8 @@ class RingChannel final : public Channel {
 
 std::byte* Arena::allocate(size_t bytes) {
   const size_t want = round_up(std::max<size_t>(bytes, 1), bytes >= kPage ? kPage : 64);
-  const size_t align = bytes >= kPage ? kPage : 64;
-  const std::lock_guard lock(mutex_);
+  const size_t align = bytes >= kHugePage ? kHugePage : bytes >= kPage ? kPage : 64;
+  std::unique_lock lock(mutex_);
   size_t at = 0;
   for (const auto& [offset, length] : used_) {  // first fit
     if (offset >= at && offset - at >= want) break;
@@ -228,6 +227,8 @@ std::byte* Arena::allocate(size_t bytes) {
     throw Error(
         format("the shared-memory arena of %zu bytes has no room for %zu more; raise ROUNDEL_ARENA_BYTES", bytes_, bytes));
   used_[at] = want;
+  lock.unlock();
+  use_huge_pages(base_ + at, want);
   return base_ + at;
 }
 

@@ -163,6 +163,18 @@ TEST(ranks_as_threads_reduce_in_the_arena) {
     });
 }
 
+TEST(memory_of_the_arena_is_zero_when_it_comes_and_comes_again) {
+  run_ranks(2, kWires[0], [](Communicator& comm) {
+    for (const size_t bytes : {size_t{100'000}, size_t{5} << 20})  // small pages, huge ones and small ones
+      for (int round = 0; round < 2; ++round) {
+        std::byte* data = comm.allocate(bytes);
+        EXPECT(std::all_of(data, data + bytes, [](std::byte b) { return b == std::byte{0}; }));
+        std::fill_n(data, bytes, std::byte{1});
+        comm.release(data);
+      }
+  });
+}
+
 TEST(ranks_as_threads_start_operations_from_several_threads) {
   for (const Wires wires : kWires)
     run_ranks(3, wires, [](Communicator& comm) {
