@@ -33,11 +33,11 @@ from roundel.errors import (
     TimeoutError,
 )
 from roundel.ops import Average, Max, Min, Product, ReduceOp, Sum
+from roundel.start import init
 from roundel.world import (
     communicator,
     cross_rank,
     cross_size,
-    init,
     is_initialized,
     local_rank,
     local_size,

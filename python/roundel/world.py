@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from roundel import _core
@@ -64,20 +65,18 @@ def _place(comm: _core.Communicator, local_rank: int | None, local_size: int | N
     )
 
 
-def init(start_timeout: float | None = None) -> None:
-    """Join the job that the launcher describes; a process that nothing launched is a job of one. Repeated calls do nothing.
+def init(start_timeout: float | None = None, check: Callable[[int], None] | None = None) -> None:
+    """What roundel.init() (start.py) does once it knows that all ranks are wanted. Repeated calls do nothing.
 
-    Knows roundelrun, torchrun and plain variables: ROUNDEL_RANK, ROUNDEL_SIZE, ROUNDEL_RENDEZVOUS=host:port of rank 0,
-    ROUNDEL_TOKEN_FILE (32 secret bytes, mode 0600) and optionally ROUNDEL_LOCAL_RANK, ROUNDEL_LOCAL_SIZE.
-
-    start_timeout: seconds to wait for all ranks; default ROUNDEL_START_TIMEOUT (60).
-    Raises TimeoutError (names the missing ranks), HandshakeError, LaunchError (the variables make no sense).
+    check: is told the job's size before the ranks meet, and may raise.
     """
     global _world
     with _lock:
         if _world is not None:
             return
         job = detect()
+        if check is not None:
+            check(1 if job is None else job.size)
         if job is None:
             _world = _place(_core.Communicator.open(0, 1), None, None)
             return

@@ -155,6 +155,40 @@ def test_settings_under_horovods_names_are_used_and_told_once(tmp_path):
     assert code == 1 and "did not arrive within 1.5 s" in err
 
 
+WITH_COMM = """
+import roundel
+class Comm:
+    def __init__(self, rank, size): self.rank, self.size = rank, size
+    def Get_rank(self): return self.rank
+    def Get_size(self): return self.size
+def refused(*arguments, **more):
+    try: roundel.init(*arguments, **more)
+    except roundel.InvalidArgumentError as error:
+        assert isinstance(error, ValueError) and not roundel.is_initialized()
+        return str(error)
+assert "got [0]; for a part of them make a process set" in refused([0])  # before any rank is waited for
+assert "got [1, 0]" in refused(comm=[1, 0])
+assert "got 'all'" in refused("all") and "got 3" in refused(3)
+assert "Comm object" in refused(Comm(0, 1))
+assert "got 'static'" in refused(process_sets="static")
+roundel.init([0, 1], "dynamic", 30)
+me = roundel.rank()
+roundel.init([])
+roundel.init(comm=range(2))
+roundel.init(comm=Comm(me, 2))
+roundel.shutdown()
+assert "Comm object" in refused(Comm(1 - me, 2))  # the ranks have met: both see it
+roundel.init()
+print("done", roundel.communicator().epoch)
+"""
+
+
+def test_init_takes_horovods_arguments_and_refuses_a_part_of_the_ranks():
+    done = run([script("roundelrun"), "-np", "2", sys.executable, "-c", WITH_COMM])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done 6") == 2, done.stdout
+
+
 def listening(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0

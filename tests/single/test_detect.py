@@ -73,10 +73,26 @@ def token_file(tmp_path):
         {"RANK": "0", "WORLD_SIZE": "1"},
         {"LOCAL_RANK": "0"},
         {"WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4"},  # a program that a rank of roundelrun's has started
     ],
 )
 def test_a_process_that_nobody_launched(environ):
     assert detect(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "launcher"),
+    [
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}, "horovodrun"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI's mpirun"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_FD": "9"}, "an mpirun of MPICH's kind"),
+    ],
+)
+def test_ranks_of_launchers_that_are_not_followed_are_not_left_alone(environ, launcher, ours):
+    with pytest.raises(LaunchError, match=f"^{launcher} has started this process .*=[24] are set.*roundelrun"):
+        detect(environ)
+    assert detect(environ | ours).rank == 1
 
 
 # -- ours
@@ -319,6 +335,7 @@ def test_a_loopback_master_is_refused_for_several_hosts(store):
         ({"RANK": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 must be below LOCAL_WORLD_SIZE=2"),
         ({"ROUNDEL_START_TIMEOUT": "soon"}, "ROUNDEL_START_TIMEOUT must be a number of seconds"),
+        ({"HOROVOD_START_TIMEOUT": "late"}, "HOROVOD_START_TIMEOUT must be a number of seconds"),
     ],
 )
 def test_half_set_torchrun_variables_are_explained(store, change, words):

@@ -1,6 +1,7 @@
 """detect(): which launcher started this process, which rank it is, and where and with what token the ranks meet.
 
 In this order: our own variables (set by roundelrun, a script or by hand), then torchrun's, else none: a single process.
+Ranks of launchers that are known but not followed are refused: each would believe itself alone.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
     MASTER_ADDR:MASTER_PORT can read: **such a job is as trusted as that store**. With ROUNDEL_TOKEN_FILE the token
     comes from that file on every host and only the address goes through the store.
 
-    Raises LaunchError when variables are missing, malformed or contradictory, ConnectionError or TimeoutError when
-    the TCPStore is not reached or rank 0 does not publish within ROUNDEL_START_TIMEOUT seconds.
+    Raises LaunchError when variables are missing, malformed, contradictory or another launcher's, ConnectionError or
+    TimeoutError when the TCPStore is not reached or rank 0 does not publish within ROUNDEL_START_TIMEOUT seconds.
     """
     global _launches
     if any(name in environ for name in OURS):
@@ -77,9 +78,26 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
     elif _torchrun(environ):
         found = _from_torchrun(environ, _launches + 1)
     else:
+        _refuse_other_launchers(environ)
         return None
     _launches = found.epoch
     return found
+
+
+_OTHERS = {  # what they set in the ranks of a job of several
+    "horovodrun": ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_SIZE"),
+    "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "an mpirun of MPICH's kind": ("PMI_RANK", "PMI_SIZE"),
+}
+
+
+def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
+    for launcher, (mark, size) in _OTHERS.items():
+        if mark in environ and environ.get(size, "1") != "1":
+            raise launch_error(
+                f"{launcher} has started this process ({mark} and {size}={environ[size]} are set), which does not tell "
+                "Roundel's ranks where to meet; roundelrun takes horovodrun's flags"
+            )
 
 
 # -- ours
@@ -193,7 +211,8 @@ def _from_torchrun(environ: Mapping[str, str], epoch: int) -> Launch:
     master, port = required(environ, "MASTER_ADDR"), number(environ, "MASTER_PORT")
     if not 0 < port < 65536:
         raise launch_error(f"MASTER_PORT must be between 1 and 65535, not {port}")
-    limit = seconds(environ, "ROUNDEL_START_TIMEOUT", START_TIMEOUT)
+    ours = "ROUNDEL_START_TIMEOUT"
+    limit = seconds(environ, ours if environ.get(ours) else "HOROVOD_START_TIMEOUT", START_TIMEOUT)
     token = _token_from_file(environ["ROUNDEL_TOKEN_FILE"]) if "ROUNDEL_TOKEN_FILE" in environ else None
     # A restarted worker or a second init must not find what an earlier one has published.
     run, restart = environ.get("TORCHELASTIC_RUN_ID", ""), environ.get("TORCHELASTIC_RESTART_COUNT", "0")

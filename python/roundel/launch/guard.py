@@ -153,7 +153,8 @@ class Guard:
                 os._exit(128 + signal.SIGKILL)
 
         for rank in range(config["size"]):
-            env = os.environ | {"ROUNDEL_RANK": str(rank), "ROUNDEL_LOCAL_RANK": str(rank)}
+            places = ("ROUNDEL_RANK", "ROUNDEL_LOCAL_RANK", "HOROVOD_RANK", "HOROVOD_LOCAL_RANK")
+            env = os.environ | dict.fromkeys(places, str(rank))
             fds = [config["token_fd"]]
             if rank == 0:
                 env["ROUNDEL_RENDEZVOUS_FD"] = str(config["rendezvous_fd"])

@@ -14,6 +14,7 @@ import errno
 import os
 import select
 import stat
+import time
 from typing import BinaryIO
 
 MAX_LINE = 1 << 20  # a longer line is broken, so that a rank that never ends its line cannot fill the memory
@@ -127,10 +128,13 @@ class Console:
 class RankStream:
     """One rank's stdout or stderr, from its pipe to the console and to a file."""
 
-    def __init__(self, fd: int, prefix: bytes | None, console: Console, to: int, tail: collections.deque) -> None:
+    def __init__(
+        self, fd: int, prefix: bytes | None, console: Console, to: int, tail: collections.deque, timestamps: bool = False
+    ) -> None:
         """prefix: None hands the bytes on as they are. to: the console's descriptor. tail: shared by both streams."""
         os.set_blocking(fd, False)
         self.fd, self.prefix, self.console, self.to, self.tail = fd, prefix, console, to, tail
+        self.timestamps = timestamps
         self.lines = Lines()
         self.file: BinaryIO | None = None
         self.label = b"<stdout> " if to == console.fds[0] else b"<stderr> "
@@ -149,13 +153,19 @@ class RankStream:
             self.console.put(self.to, data)
         self.show(self.lines.feed(data))
         if self.prefix is not None and self.lines.pending:
-            self.console.put_update(self.to, self.prefix + self.lines.pending.rstrip(b"\r"))
+            self.console.put_update(self.to, self.start() + self.lines.pending.rstrip(b"\r"))
         return True
 
     def show(self, lines: list[bytes]) -> None:
         self.tail.extend(self.label + line[:TAIL_BYTES] for line in lines[-TAIL_LINES:])
         if lines and self.prefix is not None:
-            self.console.put_lines(self.to, b"".join([self.prefix + line + b"\n" for line in lines]))
+            start = self.start()
+            self.console.put_lines(self.to, b"".join([start + line + b"\n" for line in lines]))
+
+    def start(self) -> bytes:
+        """What comes before a line: horovodrun's form of the time, then the rank and the stream."""
+        assert self.prefix is not None
+        return time.strftime("%a %b %d %H:%M:%S %Y").encode() + self.prefix if self.timestamps else self.prefix
 
     def write_file(self, data: bytes) -> None:
         if self.file is not None:

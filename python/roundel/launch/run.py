@@ -67,6 +67,8 @@ class Job:
             directory = Path(options.output_dir)
             directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        for note in options.notes:
+            self.console.say(note)
         if options.verbose:
             for name, value in sorted(options.env.items()):
                 self.console.say(f"{name}={value}")
@@ -164,9 +166,10 @@ class Job:
             self.console.say(f"rank {rank.rank} is pid {rank.pid}")
         for fd, to, name in zip(fds, self.console.fds, ("out", "err"), strict=True):
             prefix = f"[{rank.rank}]<std{name}>: ".encode() if self.options.prefix else None
-            stream = RankStream(fd, prefix, self.console, to, rank.tail)
+            stream = RankStream(fd, prefix, self.console, to, rank.tail, self.options.timestamps)
             if self.directory is not None:
-                path = self.directory / f"rank.{rank.rank}.{name}"
+                path = self.directory / self.options.rank_files[name == "err"].format(rank=rank.rank)
+                path.parent.mkdir(exist_ok=True)
                 stream.file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed with the stream
             self.streams.add(stream)
             if self.reading:

@@ -1,0 +1,77 @@
+"""init() with Horovod's arguments: which ranks, which process sets, how long to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from roundel import world
+from roundel.errors import InvalidArgumentError
+
+__all__ = ["init"]
+
+
+def init(
+    comm: Sequence[int] | Any | None = None,
+    process_sets: Iterable[Any] | str | None = None,
+    start_timeout: float | None = None,
+) -> None:
+    """Join the job that the launcher describes; a process that nothing launched is a job of one. Repeated calls join no other.
+
+    Knows roundelrun, torchrun and plain variables: ROUNDEL_RANK, ROUNDEL_SIZE, ROUNDEL_RENDEZVOUS=host:port of rank 0,
+    ROUNDEL_TOKEN_FILE (32 secret bytes, mode 0600) and optionally ROUNDEL_LOCAL_RANK, ROUNDEL_LOCAL_SIZE.
+
+    comm: None or [] for all ranks of the job; a list of all its ranks, or an mpi4py communicator of the same rank and size,
+    is the same. A part of the ranks is refused: make a process set of it.
+    process_sets: ProcessSet objects to add, the same on every rank, or "dynamic" for none. Sets can be added later in either
+    case.
+    start_timeout: seconds to wait for all ranks; default ROUNDEL_START_TIMEOUT (60).
+    Raises InvalidArgumentError, TimeoutError (names the missing ranks), HandshakeError, LaunchError (the variables make no
+    sense).
+    """
+    comm = _checked(comm)
+    if isinstance(process_sets, str):
+        if process_sets.lower() != "dynamic":
+            raise InvalidArgumentError(f"init: expected process_sets to be a list or 'dynamic', got {process_sets!r}")
+        process_sets = None
+    if process_sets is not None:
+        from roundel.process_sets import add_process_set, check_process_sets
+
+        process_sets = check_process_sets(process_sets)
+    was_initialized = world.is_initialized()
+    world.init(start_timeout, lambda size: _check_all(comm, None, size))
+    try:
+        _check_all(comm, world.rank(), world.size())
+        if process_sets is not None:
+            for process_set in check_process_sets(process_sets, world.size()):
+                if process_set.process_set_id is None:
+                    add_process_set(process_set)
+    except InvalidArgumentError:
+        if not was_initialized:
+            world.shutdown()
+        raise
+
+
+def _checked(comm: Any) -> list[int] | Any | None:
+    """None for everybody, a list of ranks, or something with MPI's Get_rank and Get_size."""
+    if comm is None or hasattr(comm, "Get_rank"):
+        return comm
+    if isinstance(comm, (str, bytes)) or not isinstance(comm, Iterable):
+        raise _refusal(comm)
+    return list(comm) or None
+
+
+def _check_all(comm: Any, rank: int | None, size: int) -> None:
+    """Is that all of the job? rank: None while it is not known, before the ranks have met."""
+    if isinstance(comm, list):
+        if comm != list(range(size)):
+            raise _refusal(comm)
+    elif comm is not None and (comm.Get_size() != size or rank not in (None, comm.Get_rank())):
+        raise _refusal(comm)
+
+
+def _refusal(comm: Any) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"init: expected comm to be all ranks of the job in order, or a communicator of them, got {comm!r}; "
+        "for a part of them make a process set: init(process_sets=[ProcessSet(ranks)])"
+    )
