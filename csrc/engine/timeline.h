@@ -52,14 +52,18 @@ class Timeline {
   std::string path() const;                                                               // of the file being written, or ""
 
  private:
-  struct Ring;
+  struct Event;
+  class Ring;
   class Writer;
-  Timeline();
+  Timeline() = default;
   ~Timeline() = delete;
 
-  std::atomic<bool> on_{false}, marks_cycles_{false};
+  void put(Event& event, std::string_view text, std::span<const int> ranks) noexcept;
+
+  std::atomic<bool> on_{false}, marks_cycles_{false}, forked_{false};
   std::atomic<uint64_t> dropped_{0};
-  std::atomic<Ring*> ring_{nullptr};  // made by the first start()
+  std::atomic<uint32_t> session_{0};
+  std::atomic<Ring*> ring_{nullptr};  // made by the first start() and never freed: some thread may be about to write there
   mutable std::mutex mutex_;          // of start(), stop() and path()
   std::unique_ptr<Writer> writer_;
 };
