@@ -80,14 +80,15 @@ class Adasum {
   }
 
   void combine_whole() {
-    const Buffer packed(comm_, total_ * size_of(dtype_)), all(comm_, total_ * size_of(dtype_) * static_cast<size_t>(size_));
+    const size_t count = total_ * static_cast<size_t>(size_);
+    const Buffer packed(comm_, total_ * size_of(dtype_)), all(comm_, count * size_of(dtype_));
     pack(packed.data());
     Operation o = operation(OpKind::AllGather, dtype_);
     o.parts = plan::Parts::equal(total_, size_);
     o.in = {packed.data(), total_, dtype_};
-    o.out = {all.data(), o.parts.total(), dtype_};
+    o.out = {all.data(), count, dtype_};
     comm_.run(std::move(o));
-    go_up({all.data(), o.parts.total(), dtype_}, {packed.data(), total_, dtype_}, 0, false);
+    go_up({all.data(), count, dtype_}, {packed.data(), total_, dtype_}, 0, false);
     unpack(packed.data());
   }
 
