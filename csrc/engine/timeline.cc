@@ -178,7 +178,7 @@ class Timeline::Writer {
         rank_(rank),
         session_(session),
         file_(::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-    if (!file_) throw InvalidArgument(format("rank %d: timeline: %s: %s", rank, path_.c_str(), std::strerror(errno)));
+    if (!file_) refuse();
     char host[64] = "";
     ::gethostname(host, sizeof host - 1);
     text_ = "[\n";
@@ -186,7 +186,7 @@ class Timeline::Writer {
     name_row("process_labels", 0, "labels", format("of %d, process %d on %s", size, ::getpid(), host));
     text_ += format(R"({"name":"process_sort_index","ph":"M","pid":%d,"tid":0,"args":{"sort_index":%d}},)", rank, rank) + "\n";
     name_row("thread_name", kOwnRow, "name", "events");
-    flush();
+    if (!write_out()) refuse();
     thread_ = std::thread([this] { loop(); });
   }
 
@@ -291,18 +291,27 @@ class Timeline::Writer {
     text_ += "}},\n";
   }
 
+  [[noreturn]] void refuse() const {
+    throw InvalidArgument(format("rank %d: timeline: %s: %s", rank_, path_.c_str(), std::strerror(errno)));
+  }
+
   // Whole lines, so that whatever ends the process leaves a file that ends with one.
-  void flush() {
-    for (size_t done = 0; done < text_.size() && file_;) {
+  bool write_out() {
+    for (size_t done = 0; done < text_.size();) {
       const ssize_t n = ::write(file_.get(), text_.data() + done, text_.size() - done);
       if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) {
-        log::warning(format("timeline: %s: %s; it ends here", path_.c_str(), std::strerror(errno)));
-        timeline_.on_.store(false, std::memory_order_relaxed);
-        file_.reset();
-        break;
-      }
+      if (n <= 0) return false;
       done += static_cast<size_t>(n);
+    }
+    text_.clear();
+    return true;
+  }
+
+  void flush() {
+    if (file_ && !write_out()) {
+      log::warning(format("timeline: %s: %s; it ends here", path_.c_str(), std::strerror(errno)));
+      timeline_.on_.store(false, std::memory_order_relaxed);
+      file_.reset();
     }
     text_.clear();
   }
