@@ -15,7 +15,7 @@
 using namespace roundel;
 using namespace roundel::test;
 using comm::Communicator;
-using engine::adasum;
+using engine::Adasum;
 
 namespace {
 
@@ -115,8 +115,8 @@ void expect_same_bits(Communicator& comm, const std::vector<Tensor>& tensors) {
 }
 
 // Tensors of these lengths at once.
-void check(Communicator& comm, DType dtype, const std::vector<size_t>& counts, double prescale = 1, double postscale = 1,
-           bool in_place = false) {
+void check(Adasum& adasum, Communicator& comm, DType dtype, const std::vector<size_t>& counts, double prescale = 1,
+           double postscale = 1, bool in_place = false) {
   std::vector<Tensor> in, out;
   std::vector<std::pair<View, View>> views;
   for (size_t t = 0; t < counts.size(); ++t) {
@@ -125,7 +125,7 @@ void check(Communicator& comm, DType dtype, const std::vector<size_t>& counts, d
   }
   for (size_t t = 0; t < counts.size(); ++t) views.emplace_back(in[t].view(), in_place ? in[t].view() : out[t].view());
   const std::vector<Tensor> before = in;
-  adasum(comm, views, prescale, postscale, "grad");
+  adasum.run(views, prescale, postscale, "grad");
   for (size_t t = 0; t < counts.size(); ++t) {
     if (!in_place) EXPECT(in[t].bytes == before[t].bytes);
     if (comm.world().rank != 0) continue;  // one looks at the numbers; all have the same
@@ -142,13 +142,14 @@ void check(Communicator& comm, DType dtype, const std::vector<size_t>& counts, d
 constexpr DType kFloating[] = {DType::Float32, DType::Float64, DType::Float16, DType::BFloat16};
 
 void check_all(Communicator& comm) {
+  Adasum adasum(comm);  // its workspace grows from one to the next
   for (const DType dtype : kFloating) {
-    check(comm, dtype, {1});
-    check(comm, dtype, {5, 0, 300});
-    check(comm, dtype, {20'160});  // divides evenly: not packed
-    check(comm, dtype, {20'011, 3, 0, 9000, 1}, 0.5, 3);
-    check(comm, dtype, {20'160}, 2, 0.25, true);
-    check(comm, dtype, {70, 30'001}, 1, 1, true);
+    check(adasum, comm, dtype, {1});
+    check(adasum, comm, dtype, {5, 0, 300});
+    check(adasum, comm, dtype, {20'160});  // divides evenly: not packed
+    check(adasum, comm, dtype, {20'011, 3, 0, 9000, 1}, 0.5, 3);
+    check(adasum, comm, dtype, {20'160}, 2, 0.25, true);
+    check(adasum, comm, dtype, {70, 30'001}, 1, 1, true);
   }
 }
 
@@ -167,8 +168,9 @@ TEST(adasum_of_orthogonal_gradients_is_their_sum_and_of_equal_ones_their_mean) {
       std::vector<float> apart(count), equal(count, 3), zero(count), some(count, rank == 2 ? 5.0f : 0.0f);
       for (size_t i = rank; i < count; i += 4) apart[i] = 2;
       const auto view = [](std::vector<float>& v) { return View{v.data(), v.size(), DType::Float32}; };
-      adasum(comm, {{view(apart), view(apart)}, {view(equal), view(equal)}, {view(zero), view(zero)}, {view(some), view(some)}},
-             1, 1, "simple");
+      Adasum(comm).run(
+          {{view(apart), view(apart)}, {view(equal), view(equal)}, {view(zero), view(zero)}, {view(some), view(some)}}, 1, 1,
+          "simple");
       EXPECT(apart == std::vector<float>(count, 2));
       EXPECT(equal == std::vector<float>(count, 3));
       EXPECT(zero == std::vector<float>(count, 0));
@@ -179,7 +181,7 @@ TEST(adasum_of_orthogonal_gradients_is_their_sum_and_of_equal_ones_their_mean) {
 TEST(adasum_beside_a_very_small_gradient) {
   run_ranks(2, Wires::Shm, [](Communicator& comm) {
     std::vector<float> x(100, comm.world().rank == 0 ? 1e-39f : 1.0f);  // the weight of the small one is out of float32's range
-    adasum(comm, {{{x.data(), x.size(), DType::Float32}, {x.data(), x.size(), DType::Float32}}}, 1, 1, "small");
+    Adasum(comm).run({{{x.data(), x.size(), DType::Float32}, {x.data(), x.size(), DType::Float32}}}, 1, 1, "small");
     EXPECT(std::fabs(x[0] - 0.5f) < 1e-6f);
   });
 }
@@ -192,16 +194,17 @@ TEST(adasum_refuses_what_has_no_direction) {
     const View doubles{data.data(), 2, DType::Float64};
     const std::vector<std::vector<std::pair<View, View>>> refused = {
         {{integers, integers}}, {{floats, few}}, {{floats, integers}}, {{floats, floats}, {doubles, doubles}}};
+    Adasum adasum(comm);
     for (const auto& tensors : refused) {
       try {
-        adasum(comm, tensors, 1, 1, "x");
+        adasum.run(tensors, 1, 1, "x");
         EXPECT(!"refused");
       } catch (const InvalidArgument& error) {
         EXPECT(std::string(error.what()).find("adasum 'x': expected") != std::string::npos);
       }
     }
-    adasum(comm, {}, 1, 1, "nothing");
-    check(comm, DType::Float32, {10});  // and it goes on
+    adasum.run({}, 1, 1, "nothing");
+    check(adasum, comm, DType::Float32, {10});  // and it goes on
   });
 }
 
