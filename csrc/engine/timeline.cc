@@ -54,6 +54,12 @@ int64_t unix_offset() {
   return best;
 }
 
+// Of torch.profiler's traces (baseTimeNanoseconds): the beginning of one of these intervals, three months ago at most.
+int64_t base_of(int64_t unix_now) {
+  constexpr int64_t kInterval = 7'889'238LL * 1'000'000'000;
+  return unix_now / kInterval * kInterval;
+}
+
 std::string path_of(const std::string& path, int rank) {
   const std::string number = std::to_string(rank), place = "{rank}";
   std::string text = path;
@@ -184,7 +190,8 @@ class Timeline::Writer {
     text_ = "[\n";
     name_row("process_name", 0, "name", format("rank %d", rank));
     name_row("process_labels", 0, "labels", format("of %d, process %d on %s", size, ::getpid(), host));
-    text_ += format(R"({"name":"process_sort_index","ph":"M","pid":%d,"tid":0,"args":{"sort_index":%d}},)", rank, rank) + "\n";
+    text_ += format(R"({"name":"process_sort_index","ph":"M","pid":%d,"tid":0,"args":{"sort_index":%d,)", rank, rank);
+    text_ += format("\"baseTimeNanoseconds\":%lld}},\n", static_cast<long long>(base_));
     name_row("thread_name", kOwnRow, "name", "events");
     if (!write_out()) refuse();
     thread_ = std::thread([this] { loop(); });
@@ -233,7 +240,7 @@ class Timeline::Writer {
     text_ += "{\"name\":";
     append_quoted(text_, name);
     ((text_ += ",\"ph\":\"") += phase) += "\",\"ts\":";
-    append_microseconds(text_, at + offset_);
+    append_microseconds(text_, at + offset_ - base_);
     text_ += ",\"pid\":";
     append(text_, rank_);
     text_ += ",\"tid\":";
@@ -321,7 +328,7 @@ class Timeline::Writer {
   const std::string path_;
   const int rank_;
   const uint32_t session_;
-  const int64_t offset_ = unix_offset();
+  const int64_t offset_ = unix_offset(), base_ = base_of(nanoseconds(Clock::now()) + offset_);
   Fd file_;
   std::string text_, key_;
   std::unordered_map<std::string, int> rows_;
@@ -331,7 +338,14 @@ class Timeline::Writer {
 };
 
 Timeline& Timeline::instance() {
-  static Timeline* const timeline = new Timeline;
+  static Timeline* const timeline = [] {
+    ::pthread_atfork(nullptr, nullptr, [] {
+      instance().forked_ = true;
+      instance().on_ = false;
+    });
+    std::atexit([] { instance().stop(); });  // who does not stop it has a complete file, too
+    return new Timeline;
+  }();
   return *timeline;
 }
 
@@ -340,19 +354,12 @@ void Timeline::start(const std::string& path, int rank, int size, bool mark_cycl
   const std::lock_guard lock(mutex_);
   if (writer_ != nullptr)
     throw InvalidArgument(format("rank %d: timeline: already written to %s; stop it first", rank, writer_->path().c_str()));
-  const bool first = ring_ == nullptr;
-  if (first) ring_ = new Ring;
+  if (ring_ == nullptr) ring_ = new Ring;
   dropped_ = 0;
   const uint32_t session = ++session_;
   writer_ = std::make_unique<Writer>(*this, *ring_, path_of(path, rank), rank, size, session);
   marks_cycles_ = mark_cycles;
   on_ = true;
-  if (!first) return;
-  ::pthread_atfork(nullptr, nullptr, [] {
-    instance().forked_ = true;
-    instance().on_ = false;
-  });
-  std::atexit([] { instance().stop(); });  // who does not stop it has a complete file, too
 }
 
 void Timeline::stop() {

@@ -1,5 +1,6 @@
 // Timeline: what happened to every tensor and when, as a Chrome trace (chrome://tracing, ui.perfetto.dev): a process per rank,
-// a row per tensor, a span per phase, in microseconds of unix time.
+// a row per tensor, a span per phase. Times are unix time, in microseconds since the base that torch.profiler's traces have:
+// such a trace and this one line up in one view, and a double holds their nanoseconds. The file says which base that is.
 //
 // Threads: span() and instant() from any thread, without a lock: they copy the event into a ring, from which a thread of the
 // timeline's own writes the file. When the ring is full, events are dropped and counted. start() and stop() from any thread.
