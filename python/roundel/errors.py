@@ -6,6 +6,7 @@ import builtins
 
 __all__ = [
     "CorruptFrameError",
+    "DuplicateNameError",
     "FencedError",
     "HandshakeError",
     "InvalidArgumentError",
@@ -44,6 +45,10 @@ class PeerLostError(RoundelError):
 
 class MismatchError(RoundelError):
     """Ranks called different operations, or the same one with different shapes, dtypes, roots or names."""
+
+
+class DuplicateNameError(RoundelError):
+    """A request of this name is under way on this rank already; nothing was started."""
 
 
 class CorruptFrameError(RoundelError):
