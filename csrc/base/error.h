@@ -10,7 +10,7 @@
 
 namespace roundel {
 
-enum class ErrorKind : uint8_t { Generic, InvalidArgument, PeerLost, Mismatch, CorruptFrame, Timeout, Handshake, Fenced };
+enum class ErrorKind : uint8_t { Generic, InvalidArgument, PeerLost, Mismatch, CorruptFrame, Timeout, Handshake, Fenced, DuplicateName };
 
 class Error : public std::runtime_error {
  public:
@@ -56,6 +56,11 @@ struct HandshakeError : Error {
 // This rank was excluded from its job, or has lost touch with it, and must end: the others go on without it.
 struct Fenced : Error {
   explicit Fenced(const std::string& what) : Error(what, ErrorKind::Fenced) {}
+};
+
+// A request under a name of which one is under way already.
+struct DuplicateName : Error {
+  explicit DuplicateName(const std::string& what) : Error(what, ErrorKind::DuplicateName) {}
 };
 
 // printf-style text; the only formatting helper in the core.

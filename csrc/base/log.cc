@@ -22,7 +22,14 @@ Level level_from_environment() {
 
 }  // namespace
 
-void set_rank(int rank) { g_rank = rank; }
+void set_rank(int rank) {
+  static std::atomic_flag told;
+  g_rank = rank;
+  if (rank != 0 || told.test_and_set()) return;
+  std::string all;
+  for (const std::string& note : env::borrowed()) all += (all.empty() ? "" : ", ") + note;
+  if (!all.empty()) warning("read from the environment: " + all);
+}
 
 void write(Level level, const std::string& text) {
   static const Level limit = level_from_environment();

@@ -7,6 +7,7 @@ namespace roundel::log {
 
 enum class Level { Error, Warning, Info, Debug };
 
+// The rank that lines carry. Rank 0 also says, once in a process, which settings came under other libraries' names.
 void set_rank(int rank);
 void write(Level level, const std::string& text);
 

@@ -9,6 +9,7 @@ namespace roundel::bind {
 
 void bind_errors(pybind11::module_& m);
 void bind_comm(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
 void bind_info(pybind11::module_& m);
 void bind_recorder(pybind11::module_& m);
 

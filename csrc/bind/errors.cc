@@ -24,6 +24,8 @@ const char* class_of(ErrorKind kind) {
       return "HandshakeError";
     case ErrorKind::Fenced:
       return "FencedError";
+    case ErrorKind::DuplicateName:
+      return "DuplicateNameError";
     case ErrorKind::Generic:
       break;
   }

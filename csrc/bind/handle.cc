@@ -15,7 +15,7 @@ bool all_done(const Requests& requests) {
   return std::all_of(requests.begin(), requests.end(), [](const auto& request) { return request->done(); });
 }
 
-using Unfinished = std::list<std::pair<Requests, std::vector<py::object>>>;
+using Unfinished = std::list<std::pair<std::function<bool()>, std::vector<py::object>>>;
 Unfinished& unfinished() {
   static auto& list = *new Unfinished();
   return list;
@@ -31,12 +31,14 @@ Handle::Handle(comm::Communicator& communicator, Call call) : result_(std::move(
   requests_ = communicator.start(std::move(operations));
 }
 
-Handle::~Handle() { keep_until_done(); }
-
-void Handle::keep_until_done() {
+Handle::~Handle() {
   if (all_done(requests_)) return;
   keep_.push_back(std::move(result_));
-  unfinished().emplace_back(std::move(requests_), std::move(keep_));
+  keep_until([requests = std::move(requests_)] { return all_done(requests); }, std::move(keep_));
+}
+
+void keep_until(std::function<bool()> done, std::vector<py::object> objects) {
+  unfinished().emplace_back(std::move(done), std::move(objects));
 }
 
 bool Handle::done() const { return all_done(requests_); }
@@ -56,7 +58,7 @@ void sweep_unfinished() {
   Unfinished done;
   for (auto it = unfinished().begin(); it != unfinished().end();) {
     const auto next = std::next(it);
-    if (all_done(it->first)) done.splice(done.end(), unfinished(), it);
+    if (it->first()) done.splice(done.end(), unfinished(), it);
     it = next;
   }
 }

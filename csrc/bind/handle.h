@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -29,13 +30,14 @@ class Handle {
   pybind11::object wait();
 
  private:
-  void keep_until_done();
   std::vector<std::shared_ptr<comm::Request>> requests_;
   pybind11::object result_;
   std::vector<pybind11::object> keep_;
 };
 
-// Objects of calls whose handle was dropped before they were done are kept until they are; this lets go of those that are. GIL.
+// Objects of calls whose handle was dropped before they were done are kept until they are. sweep_unfinished() lets go of those
+// that are. GIL.
+void keep_until(std::function<bool()> done, std::vector<pybind11::object> objects);
 void sweep_unfinished();
 
 }  // namespace roundel::bind

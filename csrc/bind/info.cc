@@ -51,11 +51,14 @@ void bind_info(py::module_& m) {
       "settings",
       [] {
         py::list rows;
-        for (const env::Setting& setting : env::settings())
-          rows.append(py::make_tuple(setting.name, setting.fallback, setting.doc));
+        for (const env::Setting& setting : env::settings()) {
+          py::list aliases;
+          for (const env::Alias& alias : setting.aliases) aliases.append(alias.name);
+          rows.append(py::make_tuple(setting.name, setting.fallback, setting.doc, aliases));
+        }
         return rows;
       },
-      "All settings: (name, default, doc).");
+      "All settings: (name, default, doc, other libraries' names for it).");
   m.def("setting_bytes", &env::bytes, "The value of a setting that counts bytes.");
   m.def("in_forked_child", &in_forked_child, "True in a process that was forked from a rank.");
 }

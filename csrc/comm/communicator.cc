@@ -425,6 +425,11 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
                        operation.describe().c_str(), operation.timeout, join_ranks(ranks).c_str(), seen_last(ranks).c_str()));
 }
 
+void Communicator::attend() const {
+  if (closing_) throw Error(format("rank %d: roundel was shut down", world_->rank));
+  if (world_->monitor->troubled()) world_->monitor->raise_trouble("a wait for requests");
+}
+
 // Of all that is under way or waiting its turn: none may outlive its deadline because another one is patient.
 void Communicator::check_deadlines() {
   const auto check = [this](const Operation& o) {

@@ -68,6 +68,13 @@ class Communicator {
   // rank 0, of the job or of a group, then waits for the others to leave too: up to `seconds` in all, not for each group.
   void leave(double seconds);
 
+  // For the engine, the only caller of its communicators, which waits for control messages of its own between operations.
+  // attend() throws what should end such a wait; end() ends the communicator with an error, and returns it in its final words.
+  transport::Transport& transport() { return *world_->transport; }
+  void wake() { world_->bell().ring(); }
+  void attend() const;
+  std::exception_ptr end(std::exception_ptr error) { return fail(std::move(error), nullptr); }
+
   virtual const char* name() const = 0;  // "shm", "shm+tcp", ...
   const transport::World& world() const { return *world_; }
 

@@ -220,7 +220,7 @@ def setting_bytes(arg0: str) -> int:
     """
 def settings() -> list:
     """
-    All settings: (name, default, doc).
+    All settings: (name, default, doc, other libraries' names for it).
     """
 def write_flight_record(prefix: str, rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, why: str = 'asked for') -> None:
     """

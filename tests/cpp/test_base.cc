@@ -99,6 +99,59 @@ TEST(settings_are_parsed_or_refused_with_their_name) {
   CHECK_EQ(env::number("ROUNDEL_TIMEOUT", 0, 1e9), 600.0);
 }
 
+// `variable` holds `value` as long as this lives.
+struct Variable {
+  Variable(const char* variable, const char* value) : name(variable) { ::setenv(name, value, 1); }
+  ~Variable() { ::unsetenv(name); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+  const char* name;
+};
+
+TEST(settings_under_horovods_names_are_read_in_our_units) {
+  const struct {
+    const char *alias, *value, *name, *expected;
+  } rows[] = {
+      {"HOROVOD_FUSION_THRESHOLD", "67108864", "ROUNDEL_FUSION_THRESHOLD", "67108864"},
+      {"HOROVOD_GLOO_TIMEOUT_SECONDS", "45", "ROUNDEL_TIMEOUT", "45"},
+      {"HOROVOD_START_TIMEOUT", "20", "ROUNDEL_START_TIMEOUT", "20"},
+      {"HOROVOD_STALL_CHECK_DISABLE", "1", "ROUNDEL_STALL_CHECK_SECONDS", "0"},
+      {"HOROVOD_STALL_CHECK_DISABLE", "0", "ROUNDEL_STALL_CHECK_SECONDS", "60"},
+      {"HOROVOD_STALL_CHECK_TIME_SECONDS", "15", "ROUNDEL_STALL_CHECK_SECONDS", "15"},
+      {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "90", "ROUNDEL_STALL_SHUTDOWN_SECONDS", "90"},
+      {"HOROVOD_TIMELINE", "/tmp/run.json", "ROUNDEL_TIMELINE", "/tmp/run"},
+      {"HOROVOD_TIMELINE", "/tmp/run", "ROUNDEL_TIMELINE", "/tmp/run"},
+      {"HOROVOD_TIMELINE", "DYNAMIC", "ROUNDEL_TIMELINE", ""},
+      {"HOROVOD_TIMELINE_MARK_CYCLES", "1", "ROUNDEL_TIMELINE_MARK_CYCLES", "1"},
+      {"HOROVOD_LOG_LEVEL", "TRACE", "ROUNDEL_LOG_LEVEL", "debug"},
+      {"HOROVOD_LOG_LEVEL", "Fatal", "ROUNDEL_LOG_LEVEL", "error"},
+      {"HOROVOD_LOG_LEVEL", "INFO", "ROUNDEL_LOG_LEVEL", "info"},
+  };
+  for (const auto& row : rows) {
+    const Variable theirs(row.alias, row.value);
+    CHECK_EQ(env::text(row.name), std::string(row.expected));
+  }
+}
+
+TEST(our_name_goes_before_horovods_and_only_what_came_from_theirs_is_told) {
+  const Variable theirs("HOROVOD_START_TIMEOUT", "20"), more("HOROVOD_STALL_CHECK_TIME_SECONDS", "15");
+  CHECK_EQ(env::borrowed().size(), size_t{2});
+  CHECK_EQ(env::borrowed()[0], std::string("HOROVOD_START_TIMEOUT as ROUNDEL_START_TIMEOUT=20"));
+  {
+    const Variable ours("ROUNDEL_START_TIMEOUT", "7"), off("HOROVOD_STALL_CHECK_DISABLE", "1");
+    CHECK_EQ(env::number("ROUNDEL_START_TIMEOUT", 0, 1e9), 7.0);
+    CHECK_EQ(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9), 0.0);
+    CHECK_EQ(env::borrowed().size(), size_t{1});
+  }
+  const Variable wrong("HOROVOD_START_TIMEOUT", "soon");
+  try {
+    env::number("ROUNDEL_START_TIMEOUT", 0, 1e9);
+    CHECK(false);
+  } catch (const InvalidArgument& error) {
+    CHECK(std::string(error.what()).starts_with("HOROVOD_START_TIMEOUT: "));
+  }
+}
+
 TEST(signatures_say_what_was_called) {
   Signature s;
   s.kind = OpKind::AllReduce;

@@ -145,6 +145,16 @@ def test_nonsense_in_the_environment_is_named(tmp_path, changes, expected):
     assert (code == 0) if expected is None else (code == 1 and expected in err), err
 
 
+def test_settings_under_horovods_names_are_used_and_told_once(tmp_path):
+    theirs = {"HOROVOD_START_TIMEOUT": "1.5", "HOROVOD_LOG_LEVEL": "WARNING"}
+    program = SUM + "roundel.shutdown(); roundel.init()"
+    results = outputs(start_by_hand(2, program, tmp_path, rank0=theirs, rank1=theirs))
+    note = "HOROVOD_START_TIMEOUT as ROUNDEL_START_TIMEOUT=1.5, HOROVOD_LOG_LEVEL as ROUNDEL_LOG_LEVEL=warning"
+    assert [(code, err.count(note)) for code, _, err in results] == [(0, 1), (0, 0)], results
+    [(code, _, err)] = outputs(start_by_hand(2, SUM, tmp_path, rank0=theirs, rank1=None))
+    assert code == 1 and "did not arrive within 1.5 s" in err
+
+
 def listening(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,151 @@
+#include "engine/board.h"
+
+#include <algorithm>
+
+#include "engine/bytes.h"
+#include "engine/request.h"
+
+namespace roundel::engine {
+
+Board::Board(int size, std::vector<int> reporting) : reporting_(std::move(reporting)), joined_(static_cast<size_t>(size)) {}
+
+void Board::add_set(uint32_t set, const std::vector<int>& members) {
+  Set& added = sets_[set];
+  added.members.assign(joined_.size(), false);
+  for (const int rank : reporting_)
+    if (std::find(members.begin(), members.end(), rank) != members.end()) {
+      added.members[static_cast<size_t>(rank)] = true;
+      ++added.count;
+    }
+}
+
+void Board::remove_set(uint32_t set) {
+  sets_.erase(set);
+  std::erase_if(entries_, [&](const auto& entry) { return Reader(entry.first).template number<uint32_t>() == set; });
+  std::erase_if(complete_, [&](const std::string& key) { return Reader(key).number<uint32_t>() == set; });
+}
+
+const Board::Set* Board::set_of(std::string_view request) const {
+  const auto found = sets_.find(Reader(request).number<uint32_t>());
+  return found == sets_.end() ? nullptr : &found->second;
+}
+
+std::vector<int> Board::members_of(std::string_view request, const std::vector<int>& ranks) const {
+  std::vector<int> found;
+  const Set* set = set_of(request);
+  for (const int rank : ranks)
+    if (set != nullptr && set->members[static_cast<size_t>(rank)]) found.push_back(rank);
+  return found;
+}
+
+void Board::check(const std::string& key, Entry& entry, const Set& set) {
+  if (entry.queued || entry.covered < set.count) return;
+  entry.queued = true;
+  complete_.push_back(key);
+}
+
+// A request for a set that was removed meanwhile is nobody's any more: its caller has learnt that from the removal.
+void Board::ready(std::string_view request, const std::vector<int>& ranks) {
+  const Set* set = set_of(request);
+  if (set == nullptr) return;
+  const auto [found, is_new] = entries_.try_emplace(std::string(key_of(request)));
+  Entry& entry = found->second;
+  if (is_new) {
+    entry.ready.assign(joined_.size(), false);
+    entry.since = Clock::now();
+    for (size_t r = 0; r < joined_.size(); ++r) entry.covered += joined_[r] && set->members[r];
+  }
+  auto variant = std::find_if(entry.variants.begin(), entry.variants.end(), [&](const Variant& v) { return v.request == request; });
+  if (variant == entry.variants.end()) variant = entry.variants.insert(variant, {std::string(request), {}});
+  for (const int rank : ranks) {
+    const auto r = static_cast<size_t>(rank);
+    if (r >= entry.ready.size() || !set->members[r] || entry.ready[r])
+      throw CorruptFrame(format("the engine heard twice, or wrongly, that rank %d is ready", rank));
+    entry.ready[r] = true;
+    entry.covered += !joined_[r];
+    entry.last = rank;
+    variant->ranks.push_back(rank);
+  }
+  check(found->first, entry, *set);
+}
+
+void Board::join(int rank) {
+  const auto r = static_cast<size_t>(rank);
+  if (joined_[r]) return;
+  joined_[r] = true;
+  ++joined_count_;
+  for (auto& [key, entry] : entries_) {
+    const Set& set = *set_of(key);
+    entry.covered += set.members[r] && !entry.ready[r];
+    check(key, entry, set);
+  }
+}
+
+void Board::forget_joined() {
+  joined_.assign(joined_.size(), false);
+  joined_count_ = 0;
+}
+
+std::vector<Board::Entry> Board::take_complete() {
+  std::vector<Entry> taken;
+  for (const std::string& key : complete_) {
+    const auto entry = entries_.find(key);
+    taken.push_back(std::move(entry->second));
+    entries_.erase(entry);
+  }
+  complete_.clear();
+  return taken;
+}
+
+void Board::hand_on(Entry& entry, std::vector<Variant>& to) {
+  for (Variant& variant : entry.variants)
+    if (!variant.ranks.empty()) to.push_back({variant.request, std::exchange(variant.ranks, {})});
+}
+
+std::vector<Board::Variant> Board::take_stale(double seconds) {
+  std::vector<Variant> taken;
+  const auto before = Clock::now() - std::chrono::duration<double>(seconds);
+  for (auto& [key, entry] : entries_)
+    if (entry.since < before) hand_on(entry, taken);
+  return taken;
+}
+
+std::vector<Board::Variant> Board::take_ready(int rank) {
+  std::vector<Variant> taken;
+  for (auto& [key, entry] : entries_)
+    if (entry.ready[static_cast<size_t>(rank)]) hand_on(entry, taken);
+  return taken;
+}
+
+std::vector<int> Board::missing(const Entry& entry, const Set& set) const {
+  std::vector<int> ranks;
+  for (size_t r = 0; r < joined_.size(); ++r)
+    if (set.members[r] && !entry.ready[r] && !joined_[r]) ranks.push_back(static_cast<int>(r));
+  return ranks;
+}
+
+std::vector<Board::Stalled> Board::stalled(double seconds) const {
+  std::vector<Stalled> found;
+  for (const auto& [key, entry] : entries_) {
+    const double waited = std::chrono::duration<double>(Clock::now() - entry.since).count();
+    if (waited < seconds) continue;
+    Stalled& stall = found.emplace_back(Stalled{entry.variants.front().request, {}, {}, waited});
+    for (size_t r = 0; r < entry.ready.size(); ++r)
+      if (entry.ready[r]) stall.ready.push_back(static_cast<int>(r));
+    stall.missing = missing(entry, sets_.at(Reader(key).number<uint32_t>()));
+  }
+  std::sort(found.begin(), found.end(), [](const Stalled& a, const Stalled& b) { return a.seconds > b.seconds; });
+  return found;
+}
+
+int Board::waits_for_any(const std::vector<int>& ranks, std::string* request) const {
+  for (const auto& [key, entry] : entries_)
+    for (const int rank : missing(entry, sets_.at(Reader(key).number<uint32_t>())))
+      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) {
+        *request = entry.variants.front().request;
+        return rank;
+      }
+  return -1;
+}
+
+}  // namespace roundel::engine

@@ -1,0 +1,146 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+
+#include "base/env.h"
+#include "base/error.h"
+#include "base/fd.h"
+#include "comm/split.h"
+
+namespace roundel::engine {
+
+std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
+  auto* made = new Engine(comm::split(parent, 0, 0));
+  return {made, [](Engine* engine) {  // a forked child has no thread that a destructor could join
+            if (!in_forked_child()) delete engine;
+          }};
+}
+
+Engine::Engine(std::shared_ptr<comm::Communicator> comm)
+    : comm_(std::move(comm)),
+      rank_(comm_->world().rank),
+      size_(comm_->world().size),
+      tree_(rank_, comm_->world().host),
+      fusion_bytes_(env::bytes("ROUNDEL_FUSION_THRESHOLD")),
+      timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
+      stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
+      shutdown_seconds_(env::number("ROUNDEL_STALL_SHUTDOWN_SECONDS", 0, 1e9)),
+      board_(size_, tree_.reporting) {
+  std::vector<int> everyone;
+  for (int r = 0; r < size_; ++r) everyone.push_back(r);
+  board_.add_set(0, everyone);
+  sets_[0] = everyone;
+  comms_[0] = comm_;
+  Request join;
+  join.kind = Kind::Join;
+  join.name = name_of(Kind::Join);
+  join_request_ = encode(join);
+  std::vector<int> neighbours = tree_.children;
+  if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
+  mailbox_ = std::make_unique<Mailbox>(comm_->transport(), neighbours);
+  thread_ = std::thread([this] { loop(); });
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::close() {
+  if (in_forked_child()) return;
+  const std::lock_guard closing(close_mutex_);
+  closing_ = true;
+  comm_->wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+std::map<uint32_t, std::vector<int>> Engine::sets() const {
+  const std::lock_guard lock(mutex_);
+  return sets_;
+}
+
+// With mutex_ held.
+void Engine::validate(const Request& request, const Buffers& buffers) const {
+  const auto refuse = [&](const std::string& why) {
+    throw InvalidArgument(format("rank %d: %s '%s': %s", rank_, name_of(request.kind), request.name.c_str(), why.c_str()));
+  };
+  if (request.name.size() > kLongestName)
+    throw InvalidArgument(format("rank %d: %s: expected a name of at most %zu bytes, got %zu", rank_, name_of(request.kind),
+                                 kLongestName, request.name.size()));
+  const auto set = sets_.find(request.set);
+  if (set == sets_.end()) refuse(format("there is no process set %u", request.set));
+  const std::vector<int>& members = set->second;
+  const auto is_member = [&](int rank) { return std::find(members.begin(), members.end(), rank) != members.end(); };
+  if (!is_member(rank_)) refuse(format("this rank is not in process set %u of rank %s", request.set, join_ranks(members).c_str()));
+  if (request.kind == Kind::Broadcast && !is_member(request.root))
+    refuse(format("expected a root of process set %u, which has rank %s, got %d", request.set, join_ranks(members).c_str(),
+                  request.root));
+  for (const int rank : request.ranks)
+    if (rank < 0 || rank >= size_) refuse(format("expected ranks from 0 to %d, got %d", size_ - 1, rank));
+  if (request.kind == Kind::AddSet && request.ranks.empty()) refuse("expected at least one rank, got none");
+  if (request.kind == Kind::RemoveSet && (request.root == 0 || !sets_.contains(static_cast<uint32_t>(request.root))))
+    refuse(request.root == 0 ? "process set 0 is the whole job and stays" : format("there is no process set %d", request.root));
+  const bool reduces = request.kind == Kind::AllReduce || request.kind == Kind::ReduceScatter;
+  for (size_t i = 0; i < request.tensors.size(); ++i) {
+    const TensorSpec& tensor = request.tensors[i];
+    if (reduces && tensor.dtype == DType::Bool && request.op == static_cast<uint8_t>(ReduceOp::Average))
+      refuse("bool has no average; use sum (or), max (or), min (and) or product (and)");
+    if (request.op == kAdasum && !is_floating(tensor.dtype))
+      refuse(format("Adasum: expected a floating dtype, got %s", name_of(tensor.dtype)));
+    if (request.kind == Kind::ReduceScatter && tensor.shape.empty()) refuse("expected at least one dimension, got a scalar");
+    if (request.kind != Kind::AllReduce) continue;
+    const View &in = buffers.in[i], &out = buffers.out[i];
+    if (in.count != out.count || in.dtype != out.dtype)
+      refuse(format("expected an output of %zu %s, got %zu %s", in.count, name_of(in.dtype), out.count, name_of(out.dtype)));
+    if (in.data != out.data && in.at(0) < out.at(out.count) && out.at(0) < in.at(in.count))
+      refuse("input and output overlap; expected them apart, or the same");
+  }
+  if (request.kind != Kind::AllToAll) return;
+  if (buffers.splits.size() != members.size())
+    refuse(format("expected one split for each of %zu ranks, got %zu", members.size(), buffers.splits.size()));
+  size_t sum = 0;
+  for (const size_t n : buffers.splits) sum += n;
+  if (sum != buffers.rows.front())
+    refuse(format("expected splits with a sum of %zu, the rows there are, got %zu", buffers.rows.front(), sum));
+}
+
+// With mutex_ held. None where rows cannot be divided evenly, or there is no such set, which validate() refuses.
+std::vector<size_t> Engine::even_splits(const Request& request, size_t rows) const {
+  const auto set = sets_.find(request.set);
+  if (set == sets_.end()) return {};
+  const size_t size = set->second.size();
+  if (rows % size != 0)
+    throw InvalidArgument(format("rank %d: alltoall '%s': expected splits, or a number of rows divisible by %zu ranks, got %zu rows",
+                                 rank_, request.name.c_str(), size, rows));
+  return std::vector<size_t>(size, rows / size);
+}
+
+// Counted for each kind and set: what one part of a program leaves out does not shift the names of another.
+std::string Engine::next_name(Kind kind, uint32_t set) {
+  return std::string(name_of(kind)) + kUnnamed + std::to_string(unnamed_[{kind, set}]++);
+}
+
+std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
+  if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", rank_));
+  const auto ticket = std::make_shared<Ticket>();
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    if (request.kind == Kind::AllToAll && buffers.splits.empty()) buffers.splits = even_splits(request, buffers.rows.front());
+    validate(request, buffers);
+    if (joining_) throw Error(format("rank %d: this rank has joined; expected no call before join() is over", rank_));
+    if (request.kind == Kind::Join) request.name = name_of(Kind::Join);
+    if (request.name.empty()) request.name = next_name(request.kind, request.set);
+    std::string encoded = encode(request);
+    std::string key(key_of(encoded));
+    const auto [place, is_new] = pending_.try_emplace(key);
+    if (!is_new)
+      throw DuplicateName(format("rank %d: %s '%s': a request of this name is under way; expected every name once at a time",
+                                 rank_, name_of(request.kind), request.name.c_str()));
+    place->second = {std::move(encoded), std::move(buffers), ticket, Clock::now()};
+    joining_ = request.kind == Kind::Join;
+    incoming_.push_back(std::move(key));
+    has_incoming_.store(true, std::memory_order_release);
+  }
+  comm_->wake();
+  return ticket;
+}
+
+}  // namespace roundel::engine

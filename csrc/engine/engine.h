@@ -1,0 +1,125 @@
+// The engine: requests under names, from any thread and in any order, agreed between the ranks and carried out in one order
+// everywhere.
+//
+// A request's way: submit() puts it among the pending; the engine's thread tells its parent in the tree (tree.h) that this rank
+// is ready, which tells its own parent when its whole host is (board.h); rank 0 announces what all are ready for; announcements
+// go down the tree, and every rank carries them out (execute.h) in the order in which they come. Nothing waits for a clock:
+// requests that become ready while others are carried out are announced together, and so the busier the engine, the larger its
+// batches. After a request was announced once, a number stands for it.
+//
+// Ranks that ask for different things under one name all get the same Mismatch, and the job goes on. Any other failure ends the
+// engine on all ranks.
+//
+// Threads: submit(), sets() and close() from any. All else belongs to the engine's thread, the only caller of the engine's
+// communicators.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "engine/board.h"
+#include "engine/execute.h"
+#include "engine/mailbox.h"
+#include "engine/ticket.h"
+#include "engine/tree.h"
+
+namespace roundel::engine {
+
+class Reader;
+class Writer;
+
+class Engine {
+ public:
+  // All ranks of `parent` together; costs what split() costs.
+  static std::shared_ptr<Engine> open(comm::Communicator& parent);
+  ~Engine();
+
+  // Throws InvalidArgument or DuplicateName before anything is changed, and what has ended the engine.
+  std::shared_ptr<Ticket> submit(Request request, Buffers buffers);
+
+  int rank() const { return rank_; }
+  // Process sets by number; 0 is the whole job.
+  std::map<uint32_t, std::vector<int>> sets() const;
+
+  // Ends pending requests with an error and says goodbye. Any number of times.
+  void close();
+
+ private:
+  struct Pending {
+    std::string encoded;
+    Buffers buffers;
+    std::shared_ptr<Ticket> ticket;
+    Clock::time_point since;
+  };
+  using PendingMap = std::unordered_map<std::string, Pending>;  // by key
+
+  explicit Engine(std::shared_ptr<comm::Communicator> comm);
+
+  // engine.cc: callers' side
+  void validate(const Request& request, const Buffers& buffers) const;
+  std::vector<size_t> even_splits(const Request& request, size_t rows) const;
+  std::string next_name(Kind kind, uint32_t set);
+
+  // loop.cc: the thread
+  void loop();
+  bool take_submissions();
+  void handle(int from, const std::string& message);
+  void handle_reports(int from, std::string_view reports);
+  void look_around();
+  void check_stalls();
+  void refuse_departed();
+  void say_goodbye();
+  void fail(std::exception_ptr error);
+  void end_pending(const std::exception_ptr& error);
+
+  // agree.cc: what this node knows turns into reports and announcements
+  void note_joined(int rank);
+  bool advance();
+  void report(const std::vector<Board::Variant>& variants);
+  std::string announcement();
+  void put_request(Writer& out, const std::string& request, bool learn_it);
+  std::string take_request(Reader& in);
+  void learn(const std::string& request);
+  void perform(const std::string& announcement);
+  void run(uint32_t set, std::vector<Work>& works);
+  void add_set(const Work& work);
+  void remove_set(const Work& work);
+  void finish(const std::string& key, const std::exception_ptr& error, int64_t value = -1);
+  void catch_up(const Request& request);
+
+  std::shared_ptr<comm::Communicator> comm_;
+  const int rank_, size_;
+  const Tree tree_;
+  size_t fusion_bytes_;
+  double timeout_, stall_seconds_, shutdown_seconds_;
+
+  mutable std::mutex mutex_;  // guards what follows
+  PendingMap pending_;
+  std::vector<std::string> incoming_;  // keys of what the thread has not seen yet
+  std::map<uint32_t, std::vector<int>> sets_;
+  std::map<std::pair<Kind, uint32_t>, uint64_t> unnamed_;
+  std::exception_ptr failure_;
+  bool joining_ = false;
+
+  std::atomic<bool> has_incoming_{false}, closing_{false};
+  std::mutex close_mutex_;
+  std::thread thread_;
+
+  // Of the thread.
+  Board board_;
+  std::unique_ptr<Mailbox> mailbox_;
+  std::map<uint32_t, std::shared_ptr<comm::Communicator>> comms_;  // of the sets that this rank is in
+  uint32_t next_set_ = 1;
+  std::vector<std::string> known_;  // encoded requests by number
+  std::unordered_map<std::string, uint32_t> number_of_;
+  std::vector<int> departed_, joined_;  // neighbours that have left; ranks that have joined, the last one last
+  std::string join_request_;            // encoded, the same on all ranks
+  std::set<std::string> warned_;
+  Clock::time_point next_check_{};
+};
+
+}  // namespace roundel::engine

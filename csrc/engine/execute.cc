@@ -1,0 +1,296 @@
+#include "engine/execute.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include <tuple>
+
+#include "base/error.h"
+
+namespace roundel::engine {
+namespace {
+
+using comm::Operation;
+
+constexpr size_t kAlone = 1u << 20;  // bytes of a tensor: above, packing costs more than an operation of its own
+
+Operation operation_for(OpKind kind, const Request& request) {
+  Operation o;
+  o.kind = kind;
+  o.name = request.name;
+  o.prescale = request.prescale;
+  o.postscale = request.postscale;
+  if (request.op < kReduceOps) o.op = static_cast<ReduceOp>(request.op);
+  return o;
+}
+
+bool go_together(const Operation& a, const Operation& b) {
+  return a.op == b.op && a.prescale == b.prescale && a.postscale == b.postscale && a.in.dtype == b.in.dtype;
+}
+
+template <class T>
+void fill(const View& view, T value) {
+  std::fill_n(static_cast<T*>(view.data), view.count, value);
+}
+
+template <class T>
+T extreme(ReduceOp op) {
+  using Limits = std::numeric_limits<T>;
+  if constexpr (Limits::has_infinity) return op == ReduceOp::Max ? -Limits::infinity() : Limits::infinity();
+  return op == ReduceOp::Max ? Limits::lowest() : Limits::max();
+}
+
+// What changes nothing when it is reduced with anything.
+void fill_neutral(const View& view, ReduceOp op) {
+  if (view.count == 0) return;
+  std::memset(view.data, 0, view.bytes());
+  if (op == ReduceOp::Sum || op == ReduceOp::Average) return;
+  const bool product = op == ReduceOp::Product, max = op == ReduceOp::Max;
+  switch (view.dtype) {
+    case DType::Float32:
+      return fill<float>(view, product ? 1 : extreme<float>(op));
+    case DType::Float64:
+      return fill<double>(view, product ? 1 : extreme<double>(op));
+    case DType::Float16:
+      return fill<uint16_t>(view, product ? 0x3C00 : max ? 0xFC00 : 0x7C00);
+    case DType::BFloat16:
+      return fill<uint16_t>(view, product ? 0x3F80 : max ? 0xFF80 : 0x7F80);
+    case DType::Int8:
+      return fill<int8_t>(view, product ? 1 : extreme<int8_t>(op));
+    case DType::Int16:
+      return fill<int16_t>(view, product ? 1 : extreme<int16_t>(op));
+    case DType::Int32:
+      return fill<int32_t>(view, product ? 1 : extreme<int32_t>(op));
+    case DType::Int64:
+      return fill<int64_t>(view, product ? 1 : extreme<int64_t>(op));
+    case DType::UInt8:
+      return fill<uint8_t>(view, product ? 1 : extreme<uint8_t>(op));
+    case DType::Bool:
+      return fill<uint8_t>(view, max ? 0 : 1);
+  }
+}
+
+Output make_output(DType dtype, std::vector<int64_t> shape) {
+  Output output;
+  output.data.reset(new std::byte[std::max<size_t>(1, count_of(shape) * size_of(dtype))]);
+  output.dtype = dtype;
+  output.shape = std::move(shape);
+  return output;
+}
+
+View view_of(const Output& output) { return {output.data.get(), count_of(output.shape), output.dtype}; }
+
+std::vector<int64_t> with_rows(std::vector<int64_t> shape, size_t rows) {
+  shape[0] = static_cast<int64_t>(rows);
+  return shape;
+}
+
+std::vector<size_t> times(std::vector<size_t> rows, size_t row) {
+  for (size_t& n : rows) n *= row;
+  return rows;
+}
+
+}  // namespace
+
+size_t row_of(const std::vector<int64_t>& shape) {
+  size_t count = 1;
+  for (size_t d = 1; d < shape.size(); ++d) count *= static_cast<size_t>(shape[d]);
+  return count;
+}
+
+size_t count_of(const std::vector<int64_t>& shape) {
+  return shape.empty() ? 1 : static_cast<size_t>(shape[0]) * row_of(shape);
+}
+
+void Executor::run(std::vector<Work>& works) {
+  for (Work& work : works) {
+    const bool fusable = work.request.kind == Kind::AllReduce && work.request.op != kAdasum;
+    if (fusable) {
+      add_allreduce(work);
+      continue;
+    }
+    flush_all();
+    switch (work.request.kind) {
+      case Kind::AllReduce:
+        adasum(work);
+        break;
+      case Kind::AllGather:
+        allgather(work);
+        break;
+      case Kind::Broadcast:
+        broadcast(work);
+        break;
+      case Kind::AllToAll:
+        alltoall(work);
+        break;
+      case Kind::ReduceScatter:
+        reduce_scatter(work);
+        break;
+      default:
+        break;  // a barrier is over when it is announced
+    }
+    done_(work);
+  }
+  flush_all();
+  scratch_.clear();
+}
+
+std::byte* Executor::scratch(size_t bytes) {
+  return scratch_.emplace_back(new std::byte[std::max<size_t>(1, bytes)]).get();
+}
+
+// Of a rank that has joined.
+View Executor::neutral(const Request& request, size_t tensor) {
+  const TensorSpec& spec = request.tensors[tensor];
+  const size_t count = count_of(spec.shape);
+  const View view{scratch(count * size_of(spec.dtype)), count, spec.dtype};
+  fill_neutral(view, request.op < kReduceOps ? static_cast<ReduceOp>(request.op) : ReduceOp::Sum);
+  return view;
+}
+
+std::pair<View, View> Executor::views_of(const Work& work, size_t tensor) {
+  if (work.buffers != nullptr) return {work.buffers->in[tensor], work.buffers->out[tensor]};
+  const View view = neutral(work.request, tensor);
+  return {view, view};
+}
+
+void Executor::add_allreduce(Work& work) {
+  const std::vector<TensorSpec>& tensors = work.request.tensors;
+  work.parts_left = tensors.size();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto [in, out] = views_of(work, i);
+    Fused alone;
+    alone.operation = operation_for(OpKind::AllReduce, work.request);
+    alone.operation.in = in;
+    alone.operation.out = out;
+    alone.operation.shape = tensors[i].shape;
+    if (in.bytes() >= kAlone || in.bytes() > fusion_bytes_) {
+      alone.works.push_back(&work);
+      flush(alone);
+      continue;
+    }
+    const auto fits = [&](const Fused& fused) { return go_together(fused.operation, alone.operation); };
+    auto fused = std::find_if(open_.begin(), open_.end(), fits);
+    if (fused != open_.end() && fused->operation.bytes() + in.bytes() > fusion_bytes_) {
+      flush(*fused);
+      open_.erase(fused);
+      fused = open_.end();
+    }
+    if (fused == open_.end()) {
+      alone.works.push_back(&work);
+      open_.push_back(std::move(alone));
+      continue;
+    }
+    if (fused->works.size() == 1) {  // no longer alone: the first becomes a member too
+      Operation first = std::move(fused->operation);
+      fused->operation = operation_for(OpKind::AllReduce, fused->works.front()->request);
+      fused->operation.in.dtype = fused->operation.out.dtype = first.in.dtype;
+      fused->operation.fuse(first, 0);
+    }
+    fused->operation.fuse(alone.operation, fused->works.size());
+    fused->works.push_back(&work);
+  }
+  if (tensors.empty()) done_(work);
+}
+
+void Executor::flush(Fused& fused) {
+  if (fused.works.size() > 1) fused.operation.name += format(" and %zu more", fused.works.size() - 1);
+  comm_.run(std::move(fused.operation));
+  for (Work* work : fused.works)
+    if (--work->parts_left == 0) done_(*work);
+}
+
+void Executor::flush_all() {
+  for (Fused& fused : open_) flush(fused);
+  open_.clear();
+}
+
+void Executor::adasum(Work& work) {
+  throw Error(format("rank %d: '%s': Adasum is not there yet", comm_.world().rank, work.request.name.c_str()));
+}
+
+// First every rank tells how many rows it has.
+void Executor::allgather(Work& work) {
+  const auto size = static_cast<size_t>(comm_.world().size), rank = static_cast<size_t>(comm_.world().rank);
+  const std::vector<TensorSpec>& tensors = work.request.tensors;
+  std::vector<int64_t> rows(size * tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i)
+    rows[rank * tensors.size() + i] = work.buffers != nullptr ? static_cast<int64_t>(work.buffers->rows[i]) : 0;
+  Operation tell = operation_for(OpKind::AllGather, work.request);
+  tell.parts = plan::Parts::equal(tensors.size(), comm_.world().size);
+  tell.in = {&rows[rank * tensors.size()], tensors.size(), DType::Int64};
+  tell.out = {rows.data(), rows.size(), DType::Int64};
+  comm_.run(std::move(tell));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    std::vector<size_t> of_rank(size);
+    for (size_t r = 0; r < size; ++r) of_rank[r] = static_cast<size_t>(rows[r * tensors.size() + i]);
+    Operation o = operation_for(OpKind::AllGather, work.request);
+    o.parts = plan::Parts::of(times(of_rank, row_of(tensors[i].shape)));
+    size_t total = 0;
+    for (const size_t n : of_rank) total += n;
+    Output output = make_output(tensors[i].dtype, with_rows(tensors[i].shape, total));
+    o.in = work.buffers != nullptr ? work.buffers->in[i] : View{scratch(0), 0, tensors[i].dtype};
+    o.out = view_of(output);
+    comm_.run(std::move(o));
+    if (work.ticket != nullptr) work.ticket->outputs.push_back(std::move(output));
+  }
+}
+
+void Executor::broadcast(Work& work) {
+  const std::vector<int>& members = comm_.world().members;
+  for (size_t i = 0; i < work.request.tensors.size(); ++i) {
+    Operation o = operation_for(OpKind::Broadcast, work.request);
+    o.root = static_cast<int>(std::find(members.begin(), members.end(), work.request.root) - members.begin());
+    std::tie(o.in, o.out) = views_of(work, i);
+    o.shape = work.request.tensors[i].shape;
+    comm_.run(std::move(o));
+  }
+}
+
+// First every rank tells every other how many rows come.
+void Executor::alltoall(Work& work) {
+  const auto size = static_cast<size_t>(comm_.world().size);
+  const TensorSpec& tensor = work.request.tensors.front();
+  const size_t row = row_of(tensor.shape);
+  std::vector<size_t> sends = work.buffers != nullptr ? work.buffers->splits : std::vector<size_t>(size);
+  std::vector<int64_t> ours(sends.begin(), sends.end()), theirs(size);
+  Operation tell = operation_for(OpKind::AllToAll, work.request);
+  tell.parts = plan::Parts::equal(1, comm_.world().size);
+  tell.in = {ours.data(), size, DType::Int64};
+  tell.out = {theirs.data(), size, DType::Int64};
+  comm_.run(std::move(tell));
+
+  const std::vector<size_t> receives(theirs.begin(), theirs.end());
+  size_t total = 0;
+  for (const size_t n : receives) total += n;
+  Output output = make_output(tensor.dtype, with_rows(tensor.shape, total));
+  Operation o = operation_for(OpKind::AllToAllV, work.request);
+  o.sends = plan::Parts::of(times(sends, row));
+  o.parts = plan::Parts::of(times(receives, row));
+  o.in = work.buffers != nullptr ? work.buffers->in[0] : View{scratch(0), 0, tensor.dtype};
+  o.out = view_of(output);
+  comm_.run(std::move(o));
+  if (work.ticket == nullptr) return;
+  work.ticket->outputs.push_back(std::move(output));
+  work.ticket->received = receives;
+}
+
+void Executor::reduce_scatter(Work& work) {
+  const int size = comm_.world().size, rank = comm_.world().rank;
+  for (size_t i = 0; i < work.request.tensors.size(); ++i) {
+    const TensorSpec& tensor = work.request.tensors[i];
+    const plan::Parts rows = plan::Parts::even(static_cast<size_t>(tensor.shape[0]), size);
+    std::vector<size_t> counts;
+    for (int r = 0; r < size; ++r) counts.push_back(rows.count(r) * row_of(tensor.shape));
+    Operation o = operation_for(OpKind::ReduceScatter, work.request);
+    o.parts = plan::Parts::of(counts);
+    Output output = make_output(tensor.dtype, with_rows(tensor.shape, rows.count(rank)));
+    o.in = work.buffers != nullptr ? work.buffers->in[i] : neutral(work.request, i);
+    o.out = view_of(output);
+    comm_.run(std::move(o));
+    if (work.ticket != nullptr) work.ticket->outputs.push_back(std::move(output));
+  }
+}
+
+}  // namespace roundel::engine

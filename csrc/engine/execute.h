@@ -1,0 +1,71 @@
+// Carrying out what the ranks have agreed on: announced requests as operations on their process set's communicator.
+//
+// Every rank of the set does the same steps in the same order: how requests are put together follows from what was announced
+// and from settings that are the same everywhere, never from what one rank has. A rank that has joined takes part with neutral
+// elements and empty parts.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "base/view.h"
+#include "comm/communicator.h"
+#include "engine/request.h"
+#include "engine/ticket.h"
+
+namespace roundel::engine {
+
+// The caller's arrays of one request, one for each tensor.
+struct Buffers {
+  std::vector<View> in, out;   // out: AllReduce and Broadcast, where it may be in
+  std::vector<size_t> rows;    // AllGather, AllToAll: of dimension 0 of each tensor
+  std::vector<size_t> splits;  // AllToAll: rows that go to each rank of the set
+};
+
+// One announced request. `buffers` and `ticket` are this rank's, or null where it has joined.
+struct Work {
+  std::string key;  // key_of(the encoded request)
+  Request request;
+  Buffers* buffers = nullptr;
+  Ticket* ticket = nullptr;
+  size_t parts_left = 0;  // operations that carry some of it
+};
+
+// Runs announced requests of one process set. All-reduces that go together travel together, `fusion_bytes` at most.
+class Executor {
+ public:
+  using Done = std::function<void(Work&)>;
+  // `done` is called for every request as soon as it is carried out.
+  Executor(comm::Communicator& comm, size_t fusion_bytes, Done done)
+      : comm_(comm), fusion_bytes_(fusion_bytes), done_(std::move(done)) {}
+  void run(std::vector<Work>& works);
+
+ private:
+  struct Fused {
+    comm::Operation operation;
+    std::vector<Work*> works;  // one entry for each member
+  };
+  void add_allreduce(Work& work);
+  void flush(Fused& fused);
+  void flush_all();
+  void adasum(Work& work);
+  void allgather(Work& work);
+  void broadcast(Work& work);
+  void alltoall(Work& work);
+  void reduce_scatter(Work& work);
+  std::pair<View, View> views_of(const Work& work, size_t tensor);
+  View neutral(const Request& request, size_t tensor);
+  std::byte* scratch(size_t bytes);
+
+  comm::Communicator& comm_;
+  size_t fusion_bytes_;
+  Done done_;
+  std::vector<Fused> open_;
+  std::vector<std::unique_ptr<std::byte[]>> scratch_;  // of a rank that has joined
+};
+
+// Elements of a tensor; those of one row, with dimension 0 left out.
+size_t count_of(const std::vector<int64_t>& shape);
+size_t row_of(const std::vector<int64_t>& shape);
+
+}  // namespace roundel::engine

@@ -1,0 +1,174 @@
+// The engine's thread: what it waits for, and how it ends.
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "engine/bytes.h"
+#include "engine/engine.h"
+#include "engine/message.h"
+
+namespace roundel::engine {
+namespace {
+
+constexpr std::chrono::milliseconds kCheckPeriod{500};  // for stalls and timeouts
+constexpr double kPatience = 2;        // seconds after which rank 0's better text for a timeout must have come
+constexpr double kHandOnEarly = 0.25;  // of the stall time: a host tells who is ready though not all are
+constexpr double kGoodbye = 1;         // seconds for the last messages to leave
+
+}  // namespace
+
+void Engine::loop() {
+  try {
+    while (!closing_) {
+      bool moved = take_submissions();
+      while (auto message = mailbox_->receive()) {
+        handle(message->first, message->second);
+        moved = true;
+      }
+      moved |= advance();
+      if (moved || comm_->transport().poll()) continue;
+      look_around();
+      comm_->transport().sleep(Deadline::after(0.1), [this] {
+        return closing_ || has_incoming_.load(std::memory_order_acquire) || comm_->world().monitor->troubled();
+      });
+    }
+    say_goodbye();
+    end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
+bool Engine::take_submissions() {
+  if (!has_incoming_.load(std::memory_order_acquire)) return false;
+  std::vector<std::string> requests;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const std::string& key : incoming_)
+      if (const auto found = pending_.find(key); found != pending_.end()) requests.push_back(found->second.encoded);
+    incoming_.clear();
+    has_incoming_.store(false, std::memory_order_relaxed);
+  }
+  for (const std::string& request : requests) {
+    if (request == join_request_) {
+      note_joined(rank_);
+      continue;
+    }
+    board_.ready(request, {rank_});
+  }
+  return true;
+}
+
+void Engine::handle(int from, const std::string& message) {
+  if (from != tree_.parent) return handle_reports(from, message);
+  if (message.empty()) {  // its goodbye
+    departed_.push_back(from);
+    return mailbox_->dismiss(from);
+  }
+  for (const int child : tree_.children) mailbox_->send(child, message);
+  perform(message);
+}
+
+void Engine::handle_reports(int from, std::string_view message) {
+  const auto child = static_cast<size_t>(std::find(tree_.children.begin(), tree_.children.end(), from) - tree_.children.begin());
+  if (message.empty()) {
+    departed_.push_back(from);
+    return mailbox_->dismiss(from);
+  }
+  Reader in(message);
+  while (!in.done()) switch (in.number<Report>()) {
+      case Report::ReadyAll: {
+        const std::string request = take_request(in);
+        board_.ready(request, board_.members_of(request, tree_.subtree[child]));
+        break;
+      }
+      case Report::Ready: {
+        const std::string request = take_request(in);
+        board_.ready(request, in.list<int>());
+        break;
+      }
+      case Report::Joined:
+        note_joined(in.number<int>());
+        break;
+      default:
+        throw CorruptFrame(format("rank %d sent a report that makes no sense", from));
+    }
+}
+
+void Engine::look_around() {
+  comm_->attend();
+  if (!departed_.empty()) refuse_departed();
+  if (Clock::now() < next_check_) return;
+  next_check_ = Clock::now() + kCheckPeriod;
+  check_stalls();
+}
+
+// A neighbour in the tree has left the job: that is well while nothing needs it.
+void Engine::refuse_departed() {
+  std::string request;
+  int gone = board_.waits_for_any(departed_, &request);
+  if (gone < 0 && std::find(departed_.begin(), departed_.end(), tree_.parent) != departed_.end()) {
+    const std::lock_guard lock(mutex_);
+    if (!pending_.empty()) {
+      gone = tree_.parent;
+      request = pending_.begin()->second.encoded;
+    }
+  }
+  if (gone < 0) return;
+  const std::string what = title(decode(request));
+  throw PeerLost(format("rank %d: rank %d has left, and %s needs it", rank_, gone, what.c_str()), {gone}, comm_->world().epoch, what);
+}
+
+void Engine::check_stalls() {
+  if (tree_.parent >= 0 && stall_seconds_ > 0) report(board_.take_stale(kHandOnEarly * stall_seconds_));
+  if (tree_.parent >= 0) {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, pending] : pending_) {
+      const double waited = std::chrono::duration<double>(Clock::now() - pending.since).count();
+      if (waited > timeout_ + kPatience)
+        throw Timeout(format("rank %d: %s timed out after %g s", rank_, title(decode(pending.encoded)).c_str(), timeout_));
+    }
+    return;
+  }
+  const double first = std::min(stall_seconds_ > 0 ? stall_seconds_ : timeout_, timeout_);
+  std::set<std::string> still;
+  for (const Board::Stalled& stall : board_.stalled(first)) {
+    const std::string what = format("%s has waited %.0f s for rank %s; rank %s ready for it",
+                                    title(decode(stall.request)).c_str(), stall.seconds, join_ranks(stall.missing).c_str(),
+                                    (join_ranks(stall.ready) + (stall.ready.size() == 1 ? " is" : " are")).c_str());
+    if (stall.seconds > timeout_) throw Timeout(format("rank %d: %s: ROUNDEL_TIMEOUT is %g s", rank_, what.c_str(), timeout_));
+    if (shutdown_seconds_ > 0 && stall.seconds > shutdown_seconds_)
+      throw Timeout(format("rank %d: %s: ROUNDEL_STALL_SHUTDOWN_SECONDS is %g s", rank_, what.c_str(), shutdown_seconds_));
+    if (stall_seconds_ > 0 && !warned_.contains(stall.request)) log::warning(what);
+    still.insert(stall.request);
+  }
+  warned_ = std::move(still);
+}
+
+// An empty message to the neighbours, which may need this rank no longer.
+void Engine::say_goodbye() {
+  for (const int child : tree_.children) mailbox_->send(child, {});
+  if (tree_.parent >= 0) mailbox_->send(tree_.parent, {});
+  for (const Deadline limit = Deadline::after(kGoodbye); !mailbox_->flushed() && !limit.passed();) {
+    comm_->attend();
+    if (!comm_->transport().poll())
+      comm_->transport().sleep(limit, [this] { return comm_->world().monitor->troubled(); });
+  }
+}
+
+void Engine::fail(std::exception_ptr error) {
+  if (closing_) return end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
+  end_pending(comm_->end(std::move(error)));
+}
+
+void Engine::end_pending(const std::exception_ptr& error) {
+  PendingMap ended;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = error;
+    ended.swap(pending_);
+  }
+  for (auto& [key, pending] : ended) pending.ticket->complete(error);
+}
+
+}  // namespace roundel::engine

@@ -1,0 +1,44 @@
+// A named request under way, as its caller holds it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace roundel::engine {
+
+// An array that the engine made: its shape was not known before.
+struct Output {
+  std::unique_ptr<std::byte[]> data;
+  DType dtype = DType::Float32;
+  std::vector<int64_t> shape;
+};
+
+// done() and wait() from any thread; the results are the caller's once done. The caller's arrays belong to the engine until
+// then.
+class Ticket {
+ public:
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  // Blocks until done; throws what the request ended with. Throws what check_interrupt() throws too: the request goes on.
+  void wait();
+
+  std::vector<Output> outputs;   // AllGather, AllToAll, ReduceScatter: one for each tensor
+  std::vector<size_t> received;  // AllToAll: rows from each rank of the set
+  int64_t value = -1;            // Join: the rank that joined last; AddSet: the set
+
+  // Of the engine's thread, once.
+  void complete(std::exception_ptr error);
+
+ private:
+  std::atomic<bool> done_{false};
+  std::exception_ptr error_;
+  std::mutex mutex_;
+  std::condition_variable completed_;
+};
+
+}  // namespace roundel::engine
