@@ -80,7 +80,7 @@ py::object made(Ticket& ticket, const py::object& xs) {
   const py::list prototypes = xs;
   py::list results;
   for (size_t i = 0; i < ticket.outputs.size(); ++i) results.append(to_python(ticket.outputs[i], prototypes[i]));
-  return std::move(results);
+  return results;
 }
 py::object made_and_received(Ticket& ticket, const py::object& x) {
   return py::make_tuple(to_python(ticket.outputs.front(), x), ticket.received);

@@ -55,7 +55,8 @@ void Board::ready(std::string_view request, const std::vector<int>& ranks) {
     entry.since = Clock::now();
     for (size_t r = 0; r < joined_.size(); ++r) entry.covered += joined_[r] && set->members[r];
   }
-  auto variant = std::find_if(entry.variants.begin(), entry.variants.end(), [&](const Variant& v) { return v.request == request; });
+  auto variant =
+      std::find_if(entry.variants.begin(), entry.variants.end(), [&](const Variant& v) { return v.request == request; });
   if (variant == entry.variants.end()) variant = entry.variants.insert(variant, {std::string(request), {}});
   for (const int rank : ranks) {
     const auto r = static_cast<size_t>(rank);

@@ -68,7 +68,8 @@ void Engine::validate(const Request& request, const Buffers& buffers) const {
   if (set == sets_.end()) refuse(format("there is no process set %u", request.set));
   const std::vector<int>& members = set->second;
   const auto is_member = [&](int rank) { return std::find(members.begin(), members.end(), rank) != members.end(); };
-  if (!is_member(rank_)) refuse(format("this rank is not in process set %u of rank %s", request.set, join_ranks(members).c_str()));
+  if (!is_member(rank_))
+    refuse(format("this rank is not in process set %u of rank %s", request.set, join_ranks(members).c_str()));
   if (request.kind == Kind::Broadcast && !is_member(request.root))
     refuse(format("expected a root of process set %u, which has rank %s, got %d", request.set, join_ranks(members).c_str(),
                   request.root));
@@ -107,8 +108,9 @@ std::vector<size_t> Engine::even_splits(const Request& request, size_t rows) con
   if (set == sets_.end()) return {};
   const size_t size = set->second.size();
   if (rows % size != 0)
-    throw InvalidArgument(format("rank %d: alltoall '%s': expected splits, or a number of rows divisible by %zu ranks, got %zu rows",
-                                 rank_, request.name.c_str(), size, rows));
+    throw InvalidArgument(
+        format("rank %d: alltoall '%s': expected splits, or a number of rows divisible by %zu ranks, got %zu rows", rank_,
+               request.name.c_str(), size, rows));
   return std::vector<size_t>(size, rows / size);
 }
 

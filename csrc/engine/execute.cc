@@ -99,9 +99,7 @@ size_t row_of(const std::vector<int64_t>& shape) {
   return count;
 }
 
-size_t count_of(const std::vector<int64_t>& shape) {
-  return shape.empty() ? 1 : static_cast<size_t>(shape[0]) * row_of(shape);
-}
+size_t count_of(const std::vector<int64_t>& shape) { return shape.empty() ? 1 : static_cast<size_t>(shape[0]) * row_of(shape); }
 
 void Executor::run(std::vector<Work>& works) {
   for (Work& work : works) {
@@ -136,9 +134,7 @@ void Executor::run(std::vector<Work>& works) {
   scratch_.clear();
 }
 
-std::byte* Executor::scratch(size_t bytes) {
-  return scratch_.emplace_back(new std::byte[std::max<size_t>(1, bytes)]).get();
-}
+std::byte* Executor::scratch(size_t bytes) { return scratch_.emplace_back(new std::byte[std::max<size_t>(1, bytes)]).get(); }
 
 // Of a rank that has joined.
 View Executor::neutral(const Request& request, size_t tensor) {

@@ -11,9 +11,9 @@ namespace roundel::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kCheckPeriod{500};  // for stalls and timeouts
-constexpr double kPatience = 2;        // seconds after which rank 0's better text for a timeout must have come
-constexpr double kHandOnEarly = 0.25;  // of the stall time: a host tells who is ready though not all are
-constexpr double kGoodbye = 1;         // seconds for the last messages to leave
+constexpr double kPatience = 2;                         // seconds after which rank 0's better text for a timeout must have come
+constexpr double kHandOnEarly = 0.25;                   // of the stall time: a host tells who is ready though not all are
+constexpr double kGoodbye = 1;                          // seconds for the last messages to leave
 
 }  // namespace
 
@@ -70,7 +70,8 @@ void Engine::handle(int from, const std::string& message) {
 }
 
 void Engine::handle_reports(int from, std::string_view message) {
-  const auto child = static_cast<size_t>(std::find(tree_.children.begin(), tree_.children.end(), from) - tree_.children.begin());
+  const auto child =
+      static_cast<size_t>(std::find(tree_.children.begin(), tree_.children.end(), from) - tree_.children.begin());
   if (message.empty()) {
     departed_.push_back(from);
     return mailbox_->dismiss(from);
@@ -116,7 +117,8 @@ void Engine::refuse_departed() {
   }
   if (gone < 0) return;
   const std::string what = title(decode(request));
-  throw PeerLost(format("rank %d: rank %d has left, and %s needs it", rank_, gone, what.c_str()), {gone}, comm_->world().epoch, what);
+  throw PeerLost(format("rank %d: rank %d has left, and %s needs it", rank_, gone, what.c_str()), {gone}, comm_->world().epoch,
+                 what);
 }
 
 void Engine::check_stalls() {
@@ -151,8 +153,7 @@ void Engine::say_goodbye() {
   if (tree_.parent >= 0) mailbox_->send(tree_.parent, {});
   for (const Deadline limit = Deadline::after(kGoodbye); !mailbox_->flushed() && !limit.passed();) {
     comm_->attend();
-    if (!comm_->transport().poll())
-      comm_->transport().sleep(limit, [this] { return comm_->world().monitor->troubled(); });
+    if (!comm_->transport().poll()) comm_->transport().sleep(limit, [this] { return comm_->world().monitor->troubled(); });
   }
 }
 

@@ -32,11 +32,10 @@ void Mailbox::send(int peer, const std::string& message) {
   out.head.length = static_cast<uint32_t>(message.size());
   std::memcpy(out.head.bytes, message.data(), inside);
   out.rest = message.substr(inside);
-  out.tickets.push_back(
-      transport_.send(peer, tag_of(number, 0), {reinterpret_cast<const std::byte*>(&out.head), kHead}));
+  out.tickets.push_back(transport_.send(peer, tag_of(number, 0), {reinterpret_cast<const std::byte*>(&out.head), kHead}));
   if (!out.rest.empty())
-    out.tickets.push_back(transport_.send(peer, tag_of(number, 1),
-                                          {reinterpret_cast<const std::byte*>(out.rest.data()), out.rest.size()}));
+    out.tickets.push_back(
+        transport_.send(peer, tag_of(number, 1), {reinterpret_cast<const std::byte*>(out.rest.data()), out.rest.size()}));
 }
 
 bool Mailbox::flushed() {
@@ -56,8 +55,8 @@ std::optional<std::string> Mailbox::take(int peer, Inbox& inbox) {
     if (inbox.head.length > kLongest) throw CorruptFrame(format("rank %d sent a control message of impossible length", peer));
     inbox.state = State::Rest;
     inbox.rest.resize(inbox.head.length - inside);
-    inbox.ticket = transport_.recv(peer, tag_of(inbox.number, 1),
-                                   {reinterpret_cast<std::byte*>(inbox.rest.data()), inbox.rest.size()});
+    inbox.ticket =
+        transport_.recv(peer, tag_of(inbox.number, 1), {reinterpret_cast<std::byte*>(inbox.rest.data()), inbox.rest.size()});
     return take(peer, inbox);
   }
   std::string message(reinterpret_cast<const char*>(inbox.head.bytes), inside);

@@ -5,9 +5,8 @@
 namespace roundel::engine {
 
 const char* name_of(Kind kind) {
-  constexpr const char* names[kKinds] = {"allreduce",     "allgather", "broadcast", "alltoall",
-                                         "reducescatter", "barrier",   "join",      "add_process_set",
-                                         "remove_process_set"};
+  constexpr const char* names[kKinds] = {"allreduce", "allgather", "broadcast",       "alltoall",          "reducescatter",
+                                         "barrier",   "join",      "add_process_set", "remove_process_set"};
   return names[static_cast<int>(kind)];
 }
 

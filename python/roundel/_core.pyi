@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['Communicator', 'Handle', 'failpoints', 'flight_record', 'in_forked_child', 'info', 'setting_bytes', 'settings', 'write_flight_record']
+__all__: list[str] = ['Communicator', 'Engine', 'EngineHandle', 'Handle', 'failpoints', 'flight_record', 'in_forked_child', 'info', 'setting_bytes', 'settings', 'write_flight_record']
 class Handle:
     """
     An operation under way.
@@ -197,6 +197,77 @@ class Communicator:
     @property
     def transport(self) -> str:
         ...
+class EngineHandle:
+    """
+    A named request under way.
+    """
+    def done(self) -> bool:
+        """
+        True when wait() would not block.
+        """
+    def wait(self) -> typing.Any:
+        """
+        Block until the request is done; return its result or raise its error.
+        """
+class Engine:
+    """
+    Named requests, from any thread and in any order, agreed between the ranks of a job.
+    
+    Every method starts a request and returns a handle. Arrays as for Communicator; they belong to the
+    request until it is done. An empty name is made up: counted per kind and process set. device: -1, or
+    the index of the GPU that the caller's tensors are on.
+    Raises InvalidArgumentError and DuplicateNameError at once; MismatchError, on all ranks and the job
+    goes on, from wait(); PeerLostError, TimeoutError etc. end the engine.
+    """
+    def __init__(self, communicator: Communicator) -> None:
+        """
+        All ranks of the communicator together.
+        """
+    def add_process_set(self, ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> EngineHandle:
+        """
+        All ranks of the job call it. wait() returns the set's number, that of an equal set where there is one.
+        """
+    def allgather(self, xs: list, *, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        Concatenate every rank's arrays along dimension 0, in which ranks may differ. wait() returns a list.
+        """
+    def allreduce(self, xs: list, outs: list | None = None, op: typing.SupportsInt | typing.SupportsIndex = 0, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        Reduce a list of arrays over ranks, all or none. wait() returns a list. op 5 is Adasum.
+        """
+    def alltoall(self, x: typing.Any, splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, *, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        splits[i] rows go to the set's rank i; evenly without. wait() returns the new array and the rows from each rank.
+        """
+    def barrier(self, *, process_set: typing.SupportsInt | typing.SupportsIndex = 0) -> EngineHandle:
+        """
+        Done when all ranks of the set have come.
+        """
+    def broadcast(self, x: typing.Any, root: typing.SupportsInt | typing.SupportsIndex, *, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        Overwrite `x` with that of `root`, a rank of the job. wait() returns x.
+        """
+    def close(self) -> None:
+        """
+        End what is pending and leave.
+        """
+    def join(self, *, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        From here on this rank takes part in what others call, with neutral elements and no rows, until all have joined. wait() returns the rank that joined last.
+        """
+    def reduce_scatter(self, xs: list, op: typing.SupportsInt | typing.SupportsIndex = 0, *, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
+        """
+        Reduce and keep this rank's rows of dimension 0; the first n % size ranks one more. wait() returns a list.
+        """
+    def remove_process_set(self, process_set: typing.SupportsInt | typing.SupportsIndex) -> EngineHandle:
+        """
+        All ranks of the job call it.
+        """
+    @property
+    def process_sets(self) -> dict[int, list[int]]:
+        """
+        Ranks of each process set, by number.
+        """
 def failpoints() -> list:
     """
     Names of the points that ROUNDEL_FAILPOINT may name.

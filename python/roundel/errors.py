@@ -32,7 +32,7 @@ class InvalidArgumentError(RoundelError, ValueError):
 
 
 class DuplicateNameError(InvalidArgumentError):
-    """An operation of this kind and name is still under way in the same process set: wait for it, or give another name."""
+    """A request of this name is under way on this rank already, in the same process set; nothing was started."""
 
 
 class HorovodInternalError(RoundelError):

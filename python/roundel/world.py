@@ -14,6 +14,7 @@ __all__ = [
     "communicator",
     "cross_rank",
     "cross_size",
+    "engine",
     "init",
     "is_initialized",
     "local_rank",
@@ -27,6 +28,7 @@ __all__ = [
 @dataclass(frozen=True)
 class _World:
     comm: _core.Communicator
+    engine: _core.Engine
     rank: int
     size: int
     local_rank: int
@@ -51,6 +53,7 @@ def _place(comm: _core.Communicator, local_rank: int | None, local_size: int | N
     alike = [r for r in range(comm.size) if local_ranks[r] == mine]
     return _World(
         comm=comm,
+        engine=_core.Engine(comm),
         rank=comm.rank,
         size=comm.size,
         # Launchers that say it know better: two agents may share a host, each with its own devices.
@@ -99,6 +102,7 @@ def shutdown() -> None:
     with _lock:
         world, _world = _world, None
     if world is not None and not _core.in_forked_child():
+        world.engine.close()
         world.comm.shutdown()
 
 
@@ -119,6 +123,11 @@ def _get() -> _World:
 def communicator() -> _core.Communicator:
     """The communicator of all ranks. Raises RoundelError before init()."""
     return _get().comm
+
+
+def engine() -> _core.Engine:
+    """The engine of all ranks: named requests in any order. Raises RoundelError before init()."""
+    return _get().engine
 
 
 def rank() -> int:
