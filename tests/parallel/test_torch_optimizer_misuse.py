@@ -15,7 +15,6 @@ from test_torch_optimizer import (
     assert_same_model_on_all_ranks,
     batch,
     bucket_bytes,
-    distribute,
     everyones_batch,
     loss_of,
     mlp,
