@@ -64,7 +64,8 @@ def test_grouped_allreduce_of_several_dtypes_operators_scales_and_strides(comm):
     assert_all(assert_equal, hvd.grouped_allreduce(strided, op=hvd.Sum), [t.t() for t in totals])
     hvd.grouped_allreduce_(strided, op=hvd.Sum)
     assert_all(assert_equal, xs, totals)
-    compressed = hvd.grouped_allreduce([x.float() for x in xs], op=hvd.Sum, compression=hvd.Compression.fp16)
+    floats = [data(comm.rank, (6, 4), "float32") for _ in kinds]
+    compressed = hvd.grouped_allreduce(floats, op=hvd.Sum, compression=hvd.Compression.fp16)
     assert_all(assert_equal, compressed, [t.float() for t in totals])
 
 

@@ -31,7 +31,7 @@ def calls(last: bool) -> dict[str, object]:
 @pytest.mark.parametrize("what", list(calls(False)))
 def test_different_calls_are_one_mismatch_on_every_rank_and_the_job_goes_on(comm, what):
     last = comm.rank == comm.size - 1
-    with pytest.raises(roundel.MismatchError, match=f"rank {comm.size - 1} called .* where rank 0") as raised:
+    with pytest.raises(roundel.MismatchError, match="rank .* called .* where rank .* called") as raised:
         calls(last)[what]()
     assert isinstance(raised.value, roundel.HorovodInternalError)
     texts = hvd.allgather_object(str(raised.value))
