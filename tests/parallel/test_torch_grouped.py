@@ -206,7 +206,7 @@ def test_gradients_of_reducescatter_are_everybodys(comm):
 def test_sparse_allreduce(comm):
     def entries(rank: int) -> torch.Tensor:
         rows = torch.arange(rank + 1)[None]  # more on higher ranks, some in common
-        return torch.sparse_coo_tensor(rows, torch.full((rank + 1, 2), rank + 1.0), (8, 2))
+        return torch.sparse_coo_tensor(rows, torch.full((rank + 1, 2), rank + 1.0), (8, 2), check_invariants=True)
 
     total = sum(entries(r).to_dense() for r in range(comm.size))
     for op, expected in ((hvd.Sum, total), (hvd.Average, total / comm.size), (None, total / comm.size)):
@@ -215,7 +215,7 @@ def test_sparse_allreduce(comm):
         assert got.is_sparse and got.shape == (8, 2)
         assert_close(got.to_dense(), expected)
         assert hvd.synchronize(handle) is got and hvd.poll(handle)
-    empty = torch.sparse_coo_tensor(torch.empty((1, 0), dtype=torch.int64), torch.empty((0, 2)), (8, 2))
+    empty = torch.sparse_coo_tensor(torch.empty((1, 0), dtype=torch.int64), torch.empty((0, 2)), (8, 2), check_invariants=True)
     got = hvd.sparse_allreduce_async(empty if comm.rank else entries(0), "sparse", hvd.Sum)()
     assert_close(got.to_dense(), entries(0).to_dense())
     with pytest.raises(roundel.InvalidArgumentError, match="Average or Sum"):
