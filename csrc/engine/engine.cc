@@ -168,7 +168,7 @@ std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
     ++under_way_;
     stats_.submitted(static_cast<int>(sealed->request.kind));
     incoming_.push_back(sealed);
-    has_incoming_.store(true, std::memory_order_release);
+    if (has_incoming_.exchange(true)) return ticket;  // whoever drives was woken and has not looked yet
   }
   comm_->wake();
   return ticket;
