@@ -6,6 +6,7 @@
 #include "engine/bytes.h"
 #include "engine/engine.h"
 #include "engine/message.h"
+#include "engine/timeline.h"
 
 namespace roundel::engine {
 
@@ -129,12 +130,15 @@ void Engine::perform(const std::string& message) {
     if (!works.empty()) run(set, works);
     works.clear();
   };
+  const auto now = Clock::now();
+  if (Timeline::instance().marks_cycles()) Timeline::instance().instant("batch");
   Reader in(message);
   while (!in.done()) switch (in.number<Announcement>()) {
       case Announcement::Run: {
         Work work;
         const std::string encoded = take_request(in);
-        in.number<int>();
+        work.last = in.number<int>();
+        work.agreed = now;
         work.key = key_of(encoded);
         work.request = decode(encoded);
         const bool changes_sets = work.request.kind == Kind::AddSet || work.request.kind == Kind::RemoveSet;
@@ -152,6 +156,7 @@ void Engine::perform(const std::string& message) {
         run_collected();
         const std::string key(in.text());
         finish(key, std::make_exception_ptr(Mismatch(std::string(in.text()))));
+
         break;
       }
       case Announcement::JoinOver: {
@@ -168,8 +173,8 @@ void Engine::perform(const std::string& message) {
 }
 
 void Engine::run(uint32_t set, std::vector<Work>& works) {
-  const auto comm = comms_.find(set);
-  if (comm == comms_.end()) return;  // not in the set
+  const auto executor = executors_.find(set);
+  if (executor == executors_.end()) return;  // not in the set
   {
     const std::lock_guard lock(mutex_);
     for (Work& work : works) {
@@ -180,9 +185,17 @@ void Engine::run(uint32_t set, std::vector<Work>& works) {
       }
       work.buffers = &mine->second.buffers;  // stays where it is until finish()
       work.ticket = mine->second.ticket.get();
+      work.submitted = mine->second.since;
     }
   }
-  Executor(*comm->second, fusion_bytes_, [this](Work& work) { finish(work.key, nullptr); }).run(works);
+  for (const Work& work : works) {
+    if (work.ticket == nullptr) continue;
+    stats_.agreed(static_cast<int>(work.request.kind), work.last, work.agreed - work.submitted);
+    Details details;
+    details.waited_for = {&work.last, 1};
+    Timeline::instance().span(work.request.name, "negotiate", work.submitted, work.agreed, details);
+  }
+  executor->second.run(works);
 }
 
 // What others called while this rank had joined counts here too: the next unnamed request must get the same name everywhere.
@@ -209,6 +222,10 @@ void Engine::finish(const std::string& key, const std::exception_ptr& error, int
   ticket->complete(error);
 }
 
+void Engine::open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm) {
+  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_, [this](Work& work) { finish(work.key, nullptr); });
+}
+
 // A set of ranks that there is already keeps its number.
 void Engine::add_set(const Work& work) {
   std::vector<int> members = work.request.ranks;
@@ -219,7 +236,7 @@ void Engine::add_set(const Work& work) {
   const bool inside = std::find(members.begin(), members.end(), rank_) != members.end();
   const auto made = comm::split(*comm_, inside ? 0 : -1, 0);
   const uint32_t set = next_set_++;
-  if (inside) comms_[set] = made;
+  if (inside) open_set(set, made);
   board_.add_set(set, members);
   {
     const std::lock_guard lock(mutex_);
@@ -241,9 +258,9 @@ void Engine::remove_set(const Work& work) {
   for (const std::string& key : orphans)
     finish(key, std::make_exception_ptr(Error(format("rank %d: process set %u was removed", rank_, set))));
   board_.remove_set(set);
-  if (const auto comm = comms_.find(set); comm != comms_.end()) {
-    comm->second->leave(0);
-    comms_.erase(comm);
+  if (const auto executor = executors_.find(set); executor != executors_.end()) {
+    executor->second.comm().leave(0);
+    executors_.erase(executor);
   }
   finish(work.key, nullptr);
 }

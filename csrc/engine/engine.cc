@@ -6,8 +6,18 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "comm/split.h"
+#include "engine/timeline.h"
 
 namespace roundel::engine {
+namespace {
+
+std::vector<std::string> kind_names() {
+  std::vector<std::string> names;
+  for (int kind = 0; kind < kKinds; ++kind) names.emplace_back(name_of(static_cast<Kind>(kind)));
+  return names;
+}
+
+}  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   auto* made = new Engine(comm::split(parent, 0, 0));
@@ -22,6 +32,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
       size_(comm_->world().size),
       tree_(rank_, comm_->world().host),
       fusion_bytes_(env::bytes("ROUNDEL_FUSION_THRESHOLD")),
+      stats_(kind_names(), size_),
       background_spin_(transport::spin_seconds(2 * static_cast<int>(comm_->world().local.size()))),
       timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
       stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
@@ -31,7 +42,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
   for (int r = 0; r < size_; ++r) everyone.push_back(r);
   board_.add_set(0, everyone);
   sets_[0] = everyone;
-  comms_[0] = comm_;
+  open_set(0, comm_);
   Request join;
   join.kind = Kind::Join;
   join.name = name_of(Kind::Join);
@@ -39,6 +50,8 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
   std::vector<int> neighbours = tree_.children;
   if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
   mailbox_ = std::make_unique<Mailbox>(comm_->transport(), neighbours);
+  const std::string timeline = env::text("ROUNDEL_TIMELINE");
+  if (!timeline.empty()) start_timeline(timeline, env::flag("ROUNDEL_TIMELINE_MARK_CYCLES"));
   thread_ = std::thread([this] { background(); });
 }
 
@@ -50,7 +63,14 @@ void Engine::close() {
   closing_ = true;
   comm_->wake();
   if (thread_.joinable()) thread_.join();
+  stop_timeline();
 }
+
+// The process has one timeline, whatever engine began it.
+void Engine::start_timeline(const std::string& path, bool mark_cycles) {
+  Timeline::instance().start(path, rank_, size_, mark_cycles);
+}
+void Engine::stop_timeline() { Timeline::instance().stop(); }
 
 std::map<uint32_t, std::vector<int>> Engine::sets() const {
   const std::lock_guard lock(mutex_);
@@ -140,6 +160,7 @@ std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
     place->second = {std::move(encoded), std::move(buffers), ticket, Clock::now()};
     joining_ = request.kind == Kind::Join;
     ++under_way_;
+    stats_.submitted(static_cast<int>(request.kind));
     incoming_.push_back(std::move(key));
     has_incoming_.store(true, std::memory_order_release);
   }

@@ -45,6 +45,10 @@ class Engine {
   void wait(Ticket& ticket);
 
   int rank() const { return rank_; }
+  Stats& stats() { return stats_; }
+  void start_timeline(const std::string& path, bool mark_cycles);
+  void stop_timeline();
+
   // Process sets by number; 0 is the whole job.
   std::map<uint32_t, std::vector<int>> sets() const;
 
@@ -95,6 +99,7 @@ class Engine {
   void learn(const std::string& request);
   void perform(const std::string& announcement);
   void run(uint32_t set, std::vector<Work>& works);
+  void open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm);
   void add_set(const Work& work);
   void remove_set(const Work& work);
   void finish(const std::string& key, const std::exception_ptr& error, int64_t value = -1);
@@ -104,6 +109,7 @@ class Engine {
   const int rank_, size_;
   const Tree tree_;
   size_t fusion_bytes_;
+  Stats stats_;
   double background_spin_, timeout_, stall_seconds_, shutdown_seconds_;
 
   mutable std::mutex mutex_;  // guards what follows
@@ -124,7 +130,7 @@ class Engine {
   bool ended_ = false;             // of the driver, as all that follows
   Board board_;
   std::unique_ptr<Mailbox> mailbox_;
-  std::map<uint32_t, std::shared_ptr<comm::Communicator>> comms_;  // of the sets that this rank is in
+  std::map<uint32_t, Executor> executors_;  // of the sets that this rank is in
   uint32_t next_set_ = 1;
   std::vector<std::string> known_;  // encoded requests by number
   std::unordered_map<std::string, uint32_t> number_of_;
