@@ -498,6 +498,13 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
       }
     }
     if (!closing_) world_->monitor->report(e, e.ranks);
+  } catch (const Diverged& e) {
+    try {
+      world_->monitor->await_trouble(during != nullptr ? during->describe() : "an operation");
+    } catch (const Error&) {
+      error = std::current_exception();
+    }
+    if (!closing_) world_->monitor->report(e, {});
   } catch (const CorruptFrame& e) {
     const std::string op = during != nullptr ? during->describe() : "an operation";
     error =
