@@ -24,15 +24,19 @@ from roundel.collectives import (
 )
 from roundel.errors import (
     CorruptFrameError,
+    DuplicateNameError,
     FencedError,
     HandshakeError,
+    HorovodInternalError,
+    HostsUpdatedInterrupt,
     InvalidArgumentError,
     MismatchError,
     PeerLostError,
     RoundelError,
     TimeoutError,
 )
-from roundel.ops import Average, Max, Min, Product, ReduceOp, Sum
+from roundel.ops import Adasum, Average, Max, Min, Product, ReduceOp, Sum
+from roundel.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from roundel.start import init
 from roundel.world import (
     communicator,
@@ -49,22 +53,28 @@ from roundel.world import (
 __version__ = _version("roundel")
 
 __all__ = [
+    "Adasum",
     "Average",
     "Communicator",
     "CorruptFrameError",
+    "DuplicateNameError",
     "FencedError",
     "Handle",
     "HandshakeError",
+    "HorovodInternalError",
+    "HostsUpdatedInterrupt",
     "InvalidArgumentError",
     "Max",
     "Min",
     "MismatchError",
     "PeerLostError",
+    "ProcessSet",
     "Product",
     "ReduceOp",
     "RoundelError",
     "Sum",
     "TimeoutError",
+    "add_process_set",
     "allgather",
     "allreduce",
     "alltoall",
@@ -75,6 +85,7 @@ __all__ = [
     "cross_size",
     "flight_record",
     "gather",
+    "global_process_set",
     "grouped_allreduce",
     "init",
     "is_initialized",
@@ -83,6 +94,7 @@ __all__ = [
     "rank",
     "reduce",
     "reduce_scatter",
+    "remove_process_set",
     "scatter",
     "shutdown",
     "size",

@@ -388,6 +388,6 @@ def test_allgather_of_rows_of_different_shape_is_a_mismatch_and_the_job_goes_on(
         torch.ones(2, 3, 4) if last else torch.ones(2, 4, 3),
         torch.ones(2, dtype=torch.int32 if last else torch.float32),
     ):
-        with pytest.raises(roundel.MismatchError, match=f"rank {comm.rank}: allgather of .* rank"):
+        with pytest.raises(roundel.MismatchError, match="called allgather of .* where rank .* called"):
             hvd.allgather(x)
     assert_equal(hvd.allgather(torch.tensor([comm.rank])), torch.arange(comm.size))
