@@ -26,8 +26,8 @@ struct Buffers {
 
 // One announced request. `buffers` and `ticket` are this rank's, or null where it has joined.
 struct Work {
-  std::string key;  // key_of(the encoded request)
-  Request request;
+  SharedRequest sealed;
+  const Request& request() const { return sealed->request; }
   Buffers* buffers = nullptr;
   Ticket* ticket = nullptr;
   Clock::time_point submitted, agreed;
