@@ -6,8 +6,7 @@ All go through one request to the engine; a group is a request of several tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,8 +31,11 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Reduction:
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format, requires_grad=False)
+
+
+class Reduction(NamedTuple):
     """How to reduce: the arguments that all forms share."""
 
     op: ReduceOp
@@ -51,15 +53,14 @@ class Reduction:
     @property
     def of_gradient(self) -> Reduction:
         """The same reduction, named as the gradient's."""
-        return replace(self, name=self.name and self.name + ".grad")
+        return self._replace(name=self.name and self.name + ".grad")
 
 
 def _start(staged: list[Staged], how: Reduction, in_place: bool, finish: Callable[[list], Any]) -> Handle:
     sources = [s.buffer for s in staged]
-    private = in_place or all(s.is_copy for s in staged)  # nobody reads the buffers as they are after this
-    native = world.engine().allreduce(
-        sources, sources if private else None, how.op, **how.arguments, device=device_of(staged[0])
-    )
+    # Nobody reads a copy as it is after this: the result can be made there.
+    outs = sources if in_place else [s.buffer if s.is_copy else _empty_like(s.buffer) for s in staged]
+    native = world.engine().allreduce(sources, outs, how.op, **how.arguments, device=device_of(staged[0]))
     return Handle(native, finish)
 
 
@@ -156,7 +157,10 @@ class _AllReduce(torch.autograd.Function):
 
 def reduce_differentiably(tensors: Sequence[torch.Tensor], how: Reduction) -> tuple[torch.Tensor, ...]:
     """New tensors, through which gradients flow."""
-    return _AllReduce.apply(how, *tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _AllReduce.apply(how, *tensors)
+    staged = stage_all(tensors, "allreduce")
+    return tuple(_start(staged, how, False, give_all(staged)).wait())
 
 
 def allreduce(

@@ -44,26 +44,29 @@ class Staged:
 
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
         self.tensor = _check_tensor(tensor, what)
-        detached = tensor.detach()
-        if detached.is_cuda:
-            self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
+        detached = tensor.detach() if tensor.requires_grad else tensor
+        self.is_copy = not (tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg())
+        if not self.is_copy:
+            self.buffer = detached
+        elif tensor.is_cuda:
+            self.buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self.buffer.copy_(detached, non_blocking=True)
-            torch.cuda.current_stream(detached.device).synchronize()
+            torch.cuda.current_stream(tensor.device).synchronize()
         else:
             self.buffer = detached.to("cpu").contiguous().resolve_neg()
-        self.is_copy = self.buffer.data_ptr() != detached.data_ptr()
 
     def give(self, result: torch.Tensor) -> torch.Tensor:
         """A result of the core as a new tensor where the caller's is."""
+        if self.tensor.is_cpu:
+            return result
         return result.to(self.tensor.device, non_blocking=result.is_pinned() if self.tensor.is_cuda else False)
 
     def write_back(self) -> torch.Tensor:
         """The caller's tensor, changed in place: what is in the buffer lands there, unless it was made there."""
-        detached = self.tensor.detach()
         if self.is_copy:
-            detached.copy_(self.buffer, non_blocking=self.tensor.is_cuda)
+            self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
-            increment_version(detached)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+            increment_version(self.buffer)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
         return self.tensor
 
 
@@ -84,8 +87,7 @@ def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.
 
 def device_of(staged: Staged) -> int:
     """What ranks compare: -1 for the CPU, else the device's index."""
-    device = staged.tensor.device
-    return -1 if device.type == "cpu" else device.index or 0
+    return -1 if staged.tensor.is_cpu else staged.tensor.device.index or 0
 
 
 def number_of(process_set: ProcessSet, what: str) -> int:
