@@ -159,7 +159,7 @@ def reduce_differentiably(tensors: Sequence[torch.Tensor], how: Reduction) -> tu
     """New tensors, through which gradients flow."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _AllReduce.apply(how, *tensors)
-    staged = stage_all(tensors, "allreduce")
+    staged = [stage(tensor, "allreduce") for tensor in tensors]
     return tuple(_start(staged, how, False, give_all(staged)).wait())
 
 
