@@ -47,7 +47,7 @@ def test_a_broadcast_from_a_rank_that_has_joined_is_an_error_and_the_job_goes_on
         hvd.join()
     else:
         with pytest.raises(roundel.MismatchError, match="joined"):
-            hvd.broadcast(torch.ones(2), 1)
+            hvd.broadcast(torch.ones(2), 1, name="of a rank that has joined")
         hvd.join()
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum) == comm.size
 

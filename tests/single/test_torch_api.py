@@ -147,7 +147,23 @@ def test_what_scripts_catch():
 
 def test_before_init_everything_says_so():
     assert not hvd.is_initialized()
-    for call in (hvd.size, hvd.join, hvd.barrier, hvd.is_homogeneous, lambda: hvd.allreduce(torch.ones(1))):
+    x, p = torch.ones(2), torch.nn.Parameter(torch.ones(2))
+    sparse = torch.eye(2).to_sparse()
+    calls = [
+        *(getattr(hvd, name) for name in ("size", "rank", "local_rank", "cross_size", "join", "barrier", "is_homogeneous")),
+        *(lambda name=name: getattr(hvd, name)(x) for name in ("allreduce", "allgather_async", "alltoall", "reducescatter")),
+        *(lambda name=name: getattr(hvd, name)([x]) for name in ("grouped_allreduce_", "grouped_allgather")),
+        lambda: hvd.broadcast(x, 0),
+        lambda: hvd.sparse_allreduce_async(sparse, "s", hvd.Sum),
+        lambda: hvd.add_process_set([0]),
+        lambda: hvd.broadcast_object(1),
+        lambda: hvd.allgather_object(1),
+        lambda: hvd.broadcast_parameters({"x": x}),
+        lambda: hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.1)),
+        lambda: hvd.start_timeline("unused"),
+        hvd.stop_timeline,
+    ]
+    for call in calls:
         with pytest.raises(roundel.RoundelError, match="call init"):
             call()
     assert (hvd.global_process_set.size(), hvd.global_process_set.ranks, hvd.ProcessSet([0]).process_set_id) == (None, [], None)
