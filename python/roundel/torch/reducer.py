@@ -3,27 +3,70 @@
 Buckets are planned once, in the first step, in the order in which rank 0's gradients became ready; every rank launches them in
 that order, whatever the order of its own gradients, because collectives are ordered. The last one waits for synchronize(): it
 tells whether every rank has come so far, so that a rank whose backward pass failed can give up the step without anybody using
-half of it.
+half of it. Which parameters have sparse gradients is agreed in the first step too; those are gathered through the engine.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from roundel import _core
 from roundel.errors import InvalidArgumentError, RoundelError
-from roundel.ops import ReduceOp
+from roundel.ops import Average, ReduceOp, Sum
+from roundel.process_sets import ProcessSet, global_process_set
+from roundel.torch import joining
 from roundel.torch.agree import describe, require_same
-from roundel.torch.buckets import Bucket, plan_buckets
-from roundel.torch.compression import Compressor
-from roundel.world import communicator, rank
+from roundel.torch.allgather import allgather
+from roundel.torch.buckets import Bucket, Route, plan_buckets
+from roundel.torch.compression import Compression, Compressor
+from roundel.torch.sparse_gradients import SparseGradients
+from roundel.world import rank
 
-__all__ = ["Reducer"]
+__all__ = ["Reducer", "Settings"]
 
 _reducer_of = WeakTensorKeyDictionary()  # parameter -> weak reference to the Reducer whose hooks it has
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """DistributedOptimizer's arguments. groups: parameters that travel together, or into how many groups to divide them."""
+
+    compression: type[Compressor] = Compression.none
+    op: ReduceOp = Average
+    passes: int = 1
+    predivide: float = 1.0
+    groups: int | Sequence[Sequence[torch.nn.Parameter]] | None = None
+    sparse_as_dense: bool = False
+    process_set: ProcessSet = global_process_set
+
+    def divided(self, params: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]] | None:
+        """The groups as lists of some of these parameters; None where there are none."""
+        if self.groups is None:
+            return None
+        if isinstance(self.groups, int):
+            size, more = divmod(len(params), self.groups)
+            ends = list(itertools.accumulate(size + (i < more) for i in range(self.groups)))
+            return [list(params[begin:end]) for begin, end in zip([0, *ends], ends, strict=False) if begin < end]
+        known = set(params)
+        return [[p for p in group if p in known] for group in self.groups]
+
+    def describe(self, params: Sequence[torch.nn.Parameter]) -> str:
+        """What ranks compare."""
+        text = f"{self.op.name}, compression {self.compression.__name__}, {self.passes} backward passes per step"
+        if self.predivide != 1.0:
+            text += f", gradient_predivide_factor {self.predivide}"
+        groups = self.divided(params)
+        if groups is not None:
+            number = {p: i for i, p in enumerate(params)}
+            text += f", groups {[[number[p] for p in group] for group in groups]}"
+        return text + (", sparse_as_dense" if self.sparse_as_dense else "")
 
 
 def _remove(hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
@@ -34,15 +77,13 @@ def _remove(hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
 class Reducer:
     """Hooks on parameters, which it takes over from the Reducer that had them before. The hooks go when it goes."""
 
-    def __init__(
-        self, named: list[tuple[str, torch.nn.Parameter]], compression: type[Compressor], op: ReduceOp, passes: int
-    ) -> None:
+    def __init__(self, named: list[tuple[str, torch.nn.Parameter]], settings: Settings) -> None:
         self.names = {p: f"'{name}'" for name, p in named if p.requires_grad}
         self.params = list(self.names)
-        self.compression, self.op, self.passes = compression, op, passes
-        self.buckets: list[Bucket] = []
-        self.place: dict[torch.nn.Parameter, tuple[Bucket, int]] = {}
+        self.settings, self.op, self.passes = settings, settings.op, settings.passes
+        self.number = next(_numbers)
         self.synchronized = False
+        self._forget_plan()
         self._start_over()
         ready = weakref.WeakMethod(self._ready)
         hooks = [p.register_post_accumulate_grad_hook(lambda param: ready()(param)) for p in self.params]
@@ -53,12 +94,25 @@ class Reducer:
                 previous.close()
             _reducer_of[p] = weakref.ref(self)
 
+    def _forget_plan(self) -> None:
+        self.buckets: list[Bucket] = []
+        self.place: dict[torch.nn.Parameter, tuple[Bucket, int]] = {}
+        self.sparse: SparseGradients | None = None
+        self.planned = self.lasting = self.direct = False
+
     def _start_over(self) -> None:
         self.passes_left = dict.fromkeys(self.params, self.passes)
         self.next_launch = 0
         self.handed_over = False  # some gradient belongs to us until synchronize()
         self.backward_unfinished = False  # hooks ran in a backward pass that has not ended: it runs, or an exception ended it
         self.ready_before_plan: dict[torch.nn.Parameter, tuple[torch.Tensor, int]] = {}  # gradient and its count of changes
+
+    def set_passes(self, passes: int) -> None:
+        """How many backward passes make a step, from the next step on."""
+        if self.handed_over or any(left != self.passes for left in self.passes_left.values()):
+            raise RoundelError(f"rank {rank()}: set_backward_passes_per_step() between backward() and step()")
+        self.passes = passes
+        self.passes_left = dict.fromkeys(self.params, passes)
 
     def _backward_ended(self) -> None:
         self.backward_unfinished = False
@@ -74,16 +128,16 @@ class Reducer:
                 "give DistributedOptimizer backward_passes_per_step, or call step() or synchronize() in between, "
                 "or the optimizer's zero_grad() if a backward pass failed"
             )
-        if param.grad.layout != torch.strided:
-            raise InvalidArgumentError(
-                f"rank {rank()}: the gradient of {self.names[param]} is sparse; make its layer's gradients dense (sparse=False)"
-            )
         self.passes_left[param] -= 1
         is_final = self.passes_left[param] == 0
         self.handed_over |= is_final
-        if not self.buckets:
+        if not self.planned:
             if is_final:
                 self.ready_before_plan[param] = (param.grad, param.grad._version)
+            return
+        if param in self.sparse:
+            if is_final:
+                self.sparse.start(param)
             return
         bucket, slot = self.place[param]
         if not is_final:
@@ -97,26 +151,62 @@ class Reducer:
         self.buckets[self.next_launch].launch()
         self.next_launch += 1
 
-    def _finish(self) -> list[int]:
-        """Launch what is left and wait for all. Returns the ranks that gave up."""
+    def _finish(self) -> tuple[list[int], list[int]]:
+        """Launch what is left and wait for all. Returns the ranks that gave up and those that have joined."""
         while self.next_launch < len(self.buckets):
             self._launch_next()
-        gave_up = [bucket.wait() for bucket in self.buckets]
+        said = [bucket.wait() for bucket in self.buckets]
+        self.sparse.finish()
+        if not self.lasting:
+            self._forget_plan()
         self._start_over()
-        return gave_up[-1]
+        return said[-1]
+
+    def _sparse_dim(self, param: torch.nn.Parameter) -> int:
+        """0 for a dense gradient or none."""
+        return 0 if param.grad is None or param.grad.layout != torch.sparse_coo else param.grad.sparse_dim()
 
     def _plan(self) -> None:
-        arguments = f"{self.op.name}, compression {self.compression.__name__}, {self.passes} backward passes per step"
-        require_same("DistributedOptimizer", [arguments, *(describe(self.names[p].strip("'"), p) for p in self.params)])
+        settings = self.settings
+        process_set, count = settings.process_set, len(self.params)
+        described = (describe(self.names[p].strip("'"), p) for p in self.params)
+        require_same("DistributedOptimizer", [settings.describe(self.params), *described], process_set)
         number = {p: i for i, p in enumerate(self.params)}
         last_first = [p for p in reversed(self.params) if p not in self.ready_before_plan]
-        order = torch.tensor([number[p] for p in [*self.ready_before_plan, *last_first]], dtype=torch.int64)
-        communicator().broadcast(order, 0, name="order of gradients")
-        bucket_bytes = torch.tensor([_core.setting_bytes("ROUNDEL_BUCKET_BYTES")])
-        communicator().broadcast(bucket_bytes, 0, name="size of buckets")
-        in_order = [self.params[i] for i in order.tolist()]
-        self.buckets = plan_buckets(in_order, self.names, int(bucket_bytes), self.compression, self.op)
+        order = [number[p] for p in [*self.ready_before_plan, *last_first]]
+        bucket_bytes = _core.setting_bytes("ROUNDEL_BUCKET_BYTES")
+        mine = [bucket_bytes, self.number, joining.is_free(self), *order, *map(self._sparse_dim, self.params)]
+        rows = allgather(torch.tensor([mine], dtype=torch.int64), "order of gradients", process_set)
+        bucket_bytes, label, is_free, *order = rows[0, : 3 + count].tolist()  # the first rank's, as all of this
+        sparse_dims = {p: dim for p, dim in zip(self.params, rows[:, 3 + count :].amax(0).tolist(), strict=True) if dim}
+        if sparse_dims and settings.op not in (Average, Sum) and not settings.sparse_as_dense:
+            raise InvalidArgumentError(
+                f"rank {rank()}: {settings.op.name} of sparse gradients such as {self.names[next(iter(sparse_dims))]}'s: "
+                "give DistributedOptimizer sparse_as_dense=True"
+            )
+        # A rank that has joined takes part through the engine only, and did not see this plan: it is for one step then.
+        self.lasting = len(rows) == process_set.size()
+        self.direct = self.lasting and bool(is_free) and process_set is global_process_set
+        if self.direct:
+            joining.take(self)
+        route = Route(
+            settings.op,
+            settings.compression,
+            1.0 / settings.predivide,
+            settings.predivide,
+            process_set,
+            self.direct,
+            f" (optimizer {label})",
+        )
+        in_order = [self.params[i] for i in order]
+        gathered = {} if settings.sparse_as_dense else sparse_dims
+        self.sparse = SparseGradients({p: sparse_dims[p] for p in in_order if p in gathered}, self.names, route)
+        in_buckets = [p for p in in_order if p not in gathered] or [torch.nn.Parameter(torch.empty(0))]
+        groups = settings.divided([p for p in self.params if p not in gathered])
+        names = self.names | {in_buckets[0]: self.names.get(in_buckets[0], "no parameter")}
+        self.buckets = plan_buckets(in_buckets, names, bucket_bytes, route, groups, sparse_dims)
         self.place = {p: (bucket, slot) for bucket in self.buckets for slot, p in enumerate(bucket.params)}
+        self.planned = True
 
     def _changed(self) -> list[str]:
         """Which gradients were written to or replaced by others than autograd since they became ours."""
@@ -125,7 +215,8 @@ class Reducer:
             for p, (grad, version) in self.ready_before_plan.items()
             if p.grad is not grad or grad._version != version
         ]
-        return before_plan + [bucket.name for bucket in self.buckets if bucket.changed()]
+        started = self.sparse.changed() if self.planned else []
+        return before_plan + started + [bucket.name for bucket in self.buckets if bucket.changed()]
 
     def synchronize(self, params: list[torch.nn.Parameter]) -> None:
         """Launch what is left, wait for all, and put the reduced gradients in place.
@@ -138,13 +229,14 @@ class Reducer:
         strangers = sum(p.grad is not None and p not in self.names for p in params)
         gave_up: list[int] = []
         if self.params:
-            if not self.buckets:
+            if not self.planned:
                 self._plan()
+            self.sparse.start_rest()
             for bucket in self.buckets:
                 for slot, p in enumerate(bucket.params):
                     if bucket.is_pending(slot):
                         bucket.leave_out(slot) if p.grad is None else bucket.put(slot)
-            gave_up = self._finish()
+            gave_up, _ = self._finish()
         if gave_up:
             raise RoundelError(
                 f"rank {rank()}: rank {', '.join(map(str, gave_up))} gave up this step after an exception in backward(); "
@@ -169,8 +261,24 @@ class Reducer:
                 f"rank {rank()}: zero_grad() between backward() and step() would throw away gradients that are being reduced; "
                 "call step() or synchronize() first"
             )
-        if self.handed_over and self.buckets:
+        if self.handed_over and self.planned:
+            self.sparse.start_rest(empty=True)
             self.buckets[-1].give_up()
             self._finish()
         else:
             self._start_over()
+
+    def in_use(self) -> bool:
+        """Steps of other ranks may wait for this rank's buckets."""
+        return self.direct and self.close.alive
+
+    def serve_step(self) -> bool:
+        """Take part in a step of the other ranks without gradients. True when no rank has more data. See joining."""
+        for bucket in self.buckets:
+            for slot in range(len(bucket.params)):
+                bucket.leave_out(slot)
+        self.buckets[-1].say_joined()
+        _, joined = self._finish()
+        for p in self.params:
+            p.grad = None
+        return len(joined) == self.settings.process_set.size()

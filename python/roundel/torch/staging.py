@@ -1,0 +1,114 @@
+"""Between the caller's tensors and the contiguous CPU tensors that the core reads and writes.
+
+A tensor that is contiguous and on the CPU is used itself. Any other goes through a copy: in page-locked memory for CUDA tensors,
+so that the device copies at full speed and the way back is ordered on the caller's stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.autograd.graph import increment_version
+
+from roundel.errors import InvalidArgumentError
+from roundel.ops import Average, ReduceOp, Sum
+from roundel.process_sets import ProcessSet
+
+__all__ = ["Staged", "check_tensors", "choose_op", "device_of", "give_all", "number_of", "stage", "stage_all"]
+
+
+def _check_tensor(tensor: object, what: str) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        kind = f"one of layout {tensor.layout}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise InvalidArgumentError(f"{what}: expected a dense torch.Tensor, got {kind}")
+    return tensor
+
+
+def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tensor]:
+    """The tensors as a list. Raises InvalidArgumentError unless they are dense, at least one, and all on one device."""
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise InvalidArgumentError(f"{what}: expected a list of tensors, got {type(tensors).__name__}")
+    tensors = [_check_tensor(tensor, what) for tensor in tensors]
+    if not tensors:
+        raise InvalidArgumentError(f"{what}: expected at least one tensor, got an empty list")
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise InvalidArgumentError(f"{what}: expected tensors of one device, got {', '.join(sorted(devices))}")
+    return tensors
+
+
+class Staged:
+    """A caller's tensor and the buffer that stands for it in the core."""
+
+    def __init__(self, tensor: torch.Tensor, what: str) -> None:
+        self.tensor = _check_tensor(tensor, what)
+        detached = tensor.detach()
+        if detached.is_cuda:
+            self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
+            self.buffer.copy_(detached, non_blocking=True)
+            torch.cuda.current_stream(detached.device).synchronize()
+        else:
+            self.buffer = detached.to("cpu").contiguous().resolve_neg()
+        self.is_copy = self.buffer.data_ptr() != detached.data_ptr()
+
+    def give(self, result: torch.Tensor) -> torch.Tensor:
+        """A result of the core as a new tensor where the caller's is."""
+        return result.to(self.tensor.device, non_blocking=result.is_pinned() if self.tensor.is_cuda else False)
+
+    def write_back(self) -> torch.Tensor:
+        """The caller's tensor, changed in place: what is in the buffer lands there, unless it was made there."""
+        detached = self.tensor.detach()
+        if self.is_copy:
+            detached.copy_(self.buffer, non_blocking=self.tensor.is_cuda)
+        else:
+            increment_version(detached)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+        return self.tensor
+
+
+def stage(tensor: torch.Tensor, what: str) -> Staged:
+    """For an operation on one tensor."""
+    return Staged(tensor, what)
+
+
+def stage_all(tensors: Iterable[torch.Tensor], what: str) -> list[Staged]:
+    """For a grouped operation; see check_tensors."""
+    return [Staged(tensor, what) for tensor in check_tensors(tensors, what)]
+
+
+def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """What makes the core's results of a grouped operation new tensors of the caller's."""
+    return lambda results: [s.give(result) for s, result in zip(staged, results, strict=True)]
+
+
+def device_of(staged: Staged) -> int:
+    """What ranks compare: -1 for the CPU, else the device's index."""
+    device = staged.tensor.device
+    return -1 if device.type == "cpu" else device.index or 0
+
+
+def number_of(process_set: ProcessSet, what: str) -> int:
+    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more)."""
+    if not isinstance(process_set, ProcessSet):
+        raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
+    number = process_set.process_set_id
+    if number is None:
+        raise InvalidArgumentError(
+            f"{what}: {process_set} is not known to the job: give it to init(process_sets=[...]) or add_process_set() first"
+        )
+    return number
+
+
+def choose_op(average: bool | None, op: ReduceOp | None, what: str) -> ReduceOp:
+    """The operator that `average`, which Horovod had before `op`, or `op` names; Average where neither is given."""
+    if average is not None and op is not None:
+        raise InvalidArgumentError(f"{what}: give either `average` or `op`, not both")
+    if op is None:
+        return Sum if average is False else Average
+    try:
+        return ReduceOp(op)
+    except ValueError:
+        names = ", ".join(ReduceOp.__members__)
+        raise InvalidArgumentError(f"{what}: expected op to be one of {names}, got {op!r}") from None
+
+
