@@ -8,4 +8,13 @@ namespace roundel {
 void set_interrupt_check(void (*check)());
 void check_interrupt();
 
+// While one of these lives, check_interrupt() does nothing on its thread: for work on behalf of others.
+class NoInterrupts {
+ public:
+  NoInterrupts();
+  ~NoInterrupts();
+  NoInterrupts(const NoInterrupts&) = delete;
+  NoInterrupts& operator=(const NoInterrupts&) = delete;
+};
+
 }  // namespace roundel

@@ -42,8 +42,9 @@ py::object to_python(Output& output, py::handle prototype) {
 class EngineHandle {
  public:
   using Finish = py::object (*)(Ticket& ticket, const py::object& xs);
-  EngineHandle(std::shared_ptr<Ticket> ticket, py::object xs, std::vector<py::object> keep, Finish finish)
-      : ticket_(std::move(ticket)), xs_(std::move(xs)), keep_(std::move(keep)), finish_(finish) {}
+  EngineHandle(std::shared_ptr<engine::Engine> engine, std::shared_ptr<Ticket> ticket, py::object xs,
+               std::vector<py::object> keep, Finish finish)
+      : engine_(std::move(engine)), ticket_(std::move(ticket)), xs_(std::move(xs)), keep_(std::move(keep)), finish_(finish) {}
   EngineHandle(EngineHandle&&) = default;
   ~EngineHandle() {
     if (ticket_ == nullptr || ticket_->done()) return;
@@ -54,9 +55,9 @@ class EngineHandle {
   py::object wait() {
     if (!done()) {
       const py::gil_scoped_release unlocked;
-      ticket_->wait();
+      engine_->wait(*ticket_);
     }
-    ticket_->wait();  // throws what the request ended with
+    ticket_->rethrow();
     if (!result_) {
       result_ = finish_(*ticket_, xs_);
       const std::vector<py::object> let_go = std::exchange(keep_, {});
@@ -66,6 +67,7 @@ class EngineHandle {
   }
 
  private:
+  std::shared_ptr<engine::Engine> engine_;
   std::shared_ptr<Ticket> ticket_;
   py::object xs_;
   std::vector<py::object> keep_;
@@ -125,7 +127,7 @@ struct PyEngine {
   EngineHandle start(Draft draft, py::object xs, EngineHandle::Finish finish) const {
     sweep_unfinished();
     auto ticket = native->submit(std::move(draft.request), std::move(draft.buffers));
-    return {std::move(ticket), std::move(xs), std::move(draft.keep), finish};
+    return {native, std::move(ticket), std::move(xs), std::move(draft.keep), finish};
   }
 
   EngineHandle allreduce(const py::list& xs, const std::optional<py::list>& outs, int op, double prescale, double postscale,

@@ -203,6 +203,7 @@ void Engine::finish(const std::string& key, const std::exception_ptr& error, int
     ticket = std::move(found->second.ticket);
     if (key == key_of(join_request_)) joining_ = false;
     pending_.erase(found);
+    --under_way_;
   }
   if (value >= 0) ticket->value = value;
   ticket->complete(error);

@@ -22,6 +22,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
       size_(comm_->world().size),
       tree_(rank_, comm_->world().host),
       fusion_bytes_(env::bytes("ROUNDEL_FUSION_THRESHOLD")),
+      background_spin_(transport::spin_seconds(2 * static_cast<int>(comm_->world().local.size()))),
       timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
       stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
       shutdown_seconds_(env::number("ROUNDEL_STALL_SHUTDOWN_SECONDS", 0, 1e9)),
@@ -38,7 +39,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
   std::vector<int> neighbours = tree_.children;
   if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
   mailbox_ = std::make_unique<Mailbox>(comm_->transport(), neighbours);
-  thread_ = std::thread([this] { loop(); });
+  thread_ = std::thread([this] { background(); });
 }
 
 Engine::~Engine() { close(); }
@@ -138,6 +139,7 @@ std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
                                  rank_, name_of(request.kind), request.name.c_str()));
     place->second = {std::move(encoded), std::move(buffers), ticket, Clock::now()};
     joining_ = request.kind == Kind::Join;
+    ++under_way_;
     incoming_.push_back(std::move(key));
     has_incoming_.store(true, std::memory_order_release);
   }

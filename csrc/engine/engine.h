@@ -10,8 +10,9 @@
 // Ranks that ask for different things under one name all get the same Mismatch, and the job goes on. Any other failure ends the
 // engine on all ranks.
 //
-// Threads: submit(), sets() and close() from any. All else belongs to the engine's thread, the only caller of the engine's
-// communicators.
+// Threads: all public methods from any. All else is done by whoever drives the engine, which is one thread at a time: the
+// engine's own, which sleeps until there is something to do, or a caller that waits for a request anyway and so needs no other
+// thread to be woken. Only the driver calls the engine's communicators.
 #pragma once
 
 #include <map>
@@ -40,6 +41,8 @@ class Engine {
 
   // Throws InvalidArgument or DuplicateName before anything is changed, and what has ended the engine.
   std::shared_ptr<Ticket> submit(Request request, Buffers buffers);
+  // Blocks until done; throws what the request ended with. Throws what check_interrupt() throws too: the request then goes on.
+  void wait(Ticket& ticket);
 
   int rank() const { return rank_; }
   // Process sets by number; 0 is the whole job.
@@ -64,8 +67,13 @@ class Engine {
   std::vector<size_t> even_splits(const Request& request, size_t rows) const;
   std::string next_name(Kind kind, uint32_t set);
 
-  // loop.cc: the thread
-  void loop();
+  // drive.cc: whoever drives
+  void background();
+  void drive(const Ticket& ticket);
+  void hand_back();
+  bool try_to_drive(const Ticket& ticket);
+  bool round();
+  bool disturbed() const;
   bool take_submissions();
   void handle(int from, const std::string& message);
   void handle_reports(int from, std::string_view reports);
@@ -73,6 +81,7 @@ class Engine {
   void check_stalls();
   void refuse_departed();
   void say_goodbye();
+  void end();
   void fail(std::exception_ptr error);
   void end_pending(const std::exception_ptr& error);
 
@@ -95,7 +104,7 @@ class Engine {
   const int rank_, size_;
   const Tree tree_;
   size_t fusion_bytes_;
-  double timeout_, stall_seconds_, shutdown_seconds_;
+  double background_spin_, timeout_, stall_seconds_, shutdown_seconds_;
 
   mutable std::mutex mutex_;  // guards what follows
   PendingMap pending_;
@@ -109,7 +118,10 @@ class Engine {
   std::mutex close_mutex_;
   std::thread thread_;
 
-  // Of the thread.
+  std::mutex driving_;             // the role of the driver
+  std::atomic<int> wanted_{0};     // callers that would rather drive than wait for the engine's thread
+  std::atomic<int> under_way_{0};  // requests
+  bool ended_ = false;             // of the driver, as all that follows
   Board board_;
   std::unique_ptr<Mailbox> mailbox_;
   std::map<uint32_t, std::shared_ptr<comm::Communicator>> comms_;  // of the sets that this rank is in

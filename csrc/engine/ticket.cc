@@ -2,32 +2,25 @@
 
 #include <chrono>
 
-#include "base/interrupt.h"
-
 namespace roundel::engine {
-namespace {
 
-constexpr std::chrono::milliseconds kCheckPeriod{50};  // for signals
-
-}  // namespace
-
-void Ticket::wait() {
+void Ticket::sleep_until_done(double seconds) {
   std::unique_lock lock(mutex_);
-  while (!completed_.wait_for(lock, kCheckPeriod, [this] { return done(); })) {
-    lock.unlock();
-    check_interrupt();
-    lock.lock();
-  }
-  if (error_) std::rethrow_exception(error_);
+  has_sleeper_.store(true);
+  completed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return done(); });
 }
 
+// Whoever waits says so, then looks; here it is done first, then looked for somebody who waits.
 void Ticket::complete(std::exception_ptr error) {
-  {
-    const std::lock_guard lock(mutex_);
-    error_ = std::move(error);
-    done_.store(true, std::memory_order_release);
-  }
+  error_ = std::move(error);
+  done_.store(true);
+  if (!has_sleeper_.load()) return;
+  const std::lock_guard lock(mutex_);
   completed_.notify_all();
+}
+
+void Ticket::rethrow() const {
+  if (error_) std::rethrow_exception(error_);
 }
 
 }  // namespace roundel::engine

@@ -19,24 +19,24 @@ struct Output {
   std::vector<int64_t> shape;
 };
 
-// done() and wait() from any thread; the results are the caller's once done. The caller's arrays belong to the engine until
-// then.
+// Waited for by Engine::wait(). The results are the caller's once done; the caller's arrays belong to the engine until then.
 class Ticket {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
-  // Blocks until done; throws what the request ended with. Throws what check_interrupt() throws too: the request goes on.
-  void wait();
 
   std::vector<Output> outputs;   // AllGather, AllToAll, ReduceScatter: one for each tensor
   std::vector<size_t> received;  // AllToAll: rows from each rank of the set
   int64_t value = -1;            // Join: the rank that joined last; AddSet: the set
 
-  // Of the engine's thread, once.
+  // Of the engine. complete(): once, by whoever drives it.
   void complete(std::exception_ptr error);
+  void sleep_until_done(double seconds);
+  void rethrow() const;  // what the request ended with, if it failed
 
  private:
   std::atomic<bool> done_{false};
   std::exception_ptr error_;
+  std::atomic<bool> has_sleeper_{false};
   std::mutex mutex_;
   std::condition_variable completed_;
 };

@@ -379,16 +379,34 @@ bool StreamTransport::poll() {
 
 void StreamTransport::sleep(Deadline deadline, const Disturbed& disturbed) {
   if (backoff_.again()) return;
-  bell_->announce_event_sleep();
-  if (!poll() && !disturbed()) {
-    watch_writable();
-    epoll_event events[16];
-    const int ready = ::epoll_wait(epoll_.get(), events, 16, deadline.milliseconds_left(100));
-    for (int i = 0; i < ready; ++i)
-      if (auto* stripe = static_cast<Stripe*>(events[i].data.ptr); stripe != nullptr) pump(*stripe);
-  }
+  if (arm(disturbed)) wait_for_events(deadline.milliseconds_left(100));
   bell_->awake();
   backoff_.reset();
+}
+
+bool StreamTransport::arm(const Disturbed& disturbed) {
+  bell_->announce_event_sleep();
+  if (poll() || disturbed()) return false;
+  watch_writable();
+  return true;
+}
+
+void StreamTransport::doze() {
+  epoll_event events[1];
+  ::epoll_wait(epoll_.get(), events, 1, 100);
+}
+
+void StreamTransport::awake() {
+  wait_for_events(0);
+  bell_->awake();
+}
+
+// Takes up bytes that nobody has asked for yet too: else they would end every sleep.
+void StreamTransport::wait_for_events(int milliseconds) {
+  epoll_event events[16];
+  const int ready = ::epoll_wait(epoll_.get(), events, 16, milliseconds);
+  for (int i = 0; i < ready; ++i)
+    if (auto* stripe = static_cast<Stripe*>(events[i].data.ptr); stripe != nullptr) pump(*stripe);
 }
 
 void StreamTransport::watch_writable() {

@@ -39,6 +39,9 @@ class StreamTransport final : public Transport, private FrameSink {
   bool test(Ticket ticket) override;
   bool poll() override;
   void sleep(Deadline deadline, const Disturbed& disturbed) override;
+  bool arm(const Disturbed& disturbed) override;
+  void doze() override;
+  void awake() override;
   void retire(const Tag& tag) override;
   std::vector<int> waiting_for() const override;
   bool exhausted(int peer) const override;
@@ -90,6 +93,7 @@ class StreamTransport final : public Transport, private FrameSink {
   bool flush(Peer& peer, Stripe& stripe);
   bool pump(Stripe& stripe);
   void watch_writable();
+  void wait_for_events(int milliseconds);
   [[noreturn]] void raise_mismatch(int peer, const Signature& ours, const Signature& theirs) const;
   [[noreturn]] void raise_stale(int peer, uint64_t sequence, const Signature& theirs) const;
   [[noreturn]] void raise_gone(const Peer& peer) const;

@@ -32,6 +32,12 @@ class Transport {
   // `disturbed`, which it asks after it can be woken: who changes something and then rings is always noticed.
   using Disturbed = std::function<bool()>;
   virtual void sleep(Deadline deadline, const Disturbed& disturbed) = 0;
+  // The same in three steps, for an owner whose one thread dozes while another may call all other methods. arm(): from here on
+  // rings and bytes end a doze; false when something moved or disturbs. doze(): any one thread; at most 100 ms. awake(): whoever
+  // goes on, before anything else.
+  virtual bool arm(const Disturbed& disturbed) = 0;
+  virtual void doze() = 0;
+  virtual void awake() = 0;
   // The collective with this tag is complete here: a message of it, or of one before it, that nobody claimed or that comes
   // later means that its sender called something else; it throws Mismatch.
   virtual void retire(const Tag& tag) = 0;

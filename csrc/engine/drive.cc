@@ -1,7 +1,8 @@
-// The engine's thread: what it waits for, and how it ends.
+// Driving the engine: what its driver waits for, how the role changes hands, and how all ends.
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "base/log.h"
 #include "engine/bytes.h"
 #include "engine/engine.h"
@@ -13,30 +14,106 @@ namespace {
 constexpr std::chrono::milliseconds kCheckPeriod{500};  // for stalls and timeouts
 constexpr double kPatience = 2;                         // seconds after which rank 0's better text for a timeout must have come
 constexpr double kHandOnEarly = 0.25;                   // of the stall time: a host tells who is ready though not all are
+constexpr double kCheckInterrupts = 0.05;               // seconds between looks for signals
 constexpr double kGoodbye = 1;                          // seconds for the last messages to leave
 
 }  // namespace
 
-void Engine::loop() {
-  try {
-    while (!closing_) {
-      bool moved = take_submissions();
-      while (auto message = mailbox_->receive()) {
-        handle(message->first, message->second);
-        moved = true;
+// The engine's thread. Leaves the driving to a caller that wants it.
+void Engine::background() {
+  for (;; std::this_thread::yield()) {
+    {
+      const std::lock_guard driver(driving_);
+      if (ended_) return;
+      try {
+        comm_->transport().awake();
+        transport::Backoff backoff(background_spin_);
+        while (!closing_ && wanted_ == 0 && (round() || (under_way_ > 0 && backoff.again()))) continue;
+        if (closing_) return end();
+        if (wanted_ > 0) continue;
+        look_around();
+        if (!comm_->transport().arm([this] { return disturbed(); })) continue;
+      } catch (...) {
+        return fail(std::current_exception());
       }
-      moved |= advance();
-      if (moved || comm_->transport().poll()) continue;
-      look_around();
-      comm_->transport().sleep(Deadline::after(0.1), [this] {
-        return closing_ || has_incoming_.load(std::memory_order_acquire) || comm_->world().monitor->troubled();
-      });
     }
-    say_goodbye();
-    end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
+    comm_->transport().doze();
+  }
+}
+
+// A caller, until its ticket is done. What it does may be others' too, so only its waits can be interrupted.
+void Engine::drive(const Ticket& ticket) {
+  comm_->transport().awake();
+  while (!ended_ && !closing_ && !ticket.done()) {
+    try {
+      const NoInterrupts at_work;
+      if (round()) continue;
+      look_around();
+      comm_->transport().sleep(Deadline::after(kCheckInterrupts), [this] { return disturbed(); });
+    } catch (...) {
+      return fail(std::current_exception());
+    }
+    check_interrupt();
+  }
+}
+
+// From here on whatever comes wakes the engine's thread.
+void Engine::hand_back() {
+  try {
+    const NoInterrupts at_work;
+    while (!ended_ && !closing_ && !comm_->transport().arm([this] { return disturbed(); })) round();
   } catch (...) {
     fail(std::current_exception());
   }
+}
+
+// False when somebody else drives.
+bool Engine::try_to_drive(const Ticket& ticket) {
+  const std::unique_lock driver(driving_, std::try_to_lock);
+  if (!driver || closing_) return false;
+  std::exception_ptr interrupted;
+  try {
+    drive(ticket);
+  } catch (...) {
+    interrupted = std::current_exception();
+  }
+  hand_back();
+  if (interrupted) std::rethrow_exception(interrupted);
+  return true;
+}
+
+void Engine::wait(Ticket& ticket) {
+  while (!ticket.done()) {
+    if (try_to_drive(ticket)) continue;
+    ++wanted_;
+    transport::Backoff backoff(comm_->world().spin);
+    try {
+      while (!ticket.done() && backoff.again() && !try_to_drive(ticket)) continue;
+    } catch (...) {
+      --wanted_;
+      throw;
+    }
+    --wanted_;
+    if (ticket.done()) break;
+    ticket.sleep_until_done(kCheckInterrupts);
+    check_interrupt();
+  }
+  ticket.rethrow();
+}
+
+bool Engine::disturbed() const {
+  return closing_ || has_incoming_.load(std::memory_order_acquire) || comm_->world().monitor->troubled();
+}
+
+// One look at everything. False when there was nothing to do.
+bool Engine::round() {
+  bool moved = take_submissions();
+  while (auto message = mailbox_->receive()) {
+    handle(message->first, message->second);
+    moved = true;
+  }
+  moved |= advance();
+  return moved || comm_->transport().poll();
 }
 
 bool Engine::take_submissions() {
@@ -157,12 +234,22 @@ void Engine::say_goodbye() {
   }
 }
 
+void Engine::end() {
+  try {
+    say_goodbye();
+  } catch (const Error& error) {
+    log::debug(format("rank %d: left without goodbye: %s", rank_, error.what()));
+  }
+  end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
+}
+
 void Engine::fail(std::exception_ptr error) {
   if (closing_) return end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
   end_pending(comm_->end(std::move(error)));
 }
 
 void Engine::end_pending(const std::exception_ptr& error) {
+  ended_ = true;
   PendingMap ended;
   {
     const std::lock_guard lock(mutex_);
