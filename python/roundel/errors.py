@@ -1,7 +1,7 @@
 """The errors that a job can meet. All derive from RoundelError; the texts name ranks and operations.
 
-What Horovod raises as HorovodInternalError is one here too, so that scripts which catch it catch these: a collective that failed
-because of other ranks. A wrong argument is a ValueError, as there.
+What Horovod raises as HorovodInternalError is one here too, so that scripts which catch it catch these: a collective that
+failed because of other ranks. A wrong argument is a ValueError, as there.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ _added: dict[int, ProcessSet] = {}  # the first object that was added for each i
 
 
 def check_process_sets(sets: Iterable[ProcessSet], size: int | None = None) -> list[ProcessSet]:
-    """The sets as a list. Raises InvalidArgumentError unless each is a ProcessSet, of other ranks than the others, below size."""
+    """The sets as a list. Raises InvalidArgumentError unless they are ProcessSets, of different ranks, below size."""
     sets = list(sets)
     for given in sets:
         if not isinstance(given, ProcessSet) or given is global_process_set:
@@ -151,7 +151,7 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
         process_set = ProcessSet(process_set)
     engine = world.engine()
     check_process_sets([process_set], world.size())
-    existing = [number for number, ranks in engine.process_sets().items() if list(ranks) == process_set.ranks]
+    existing = [number for number, ranks in engine.process_sets.items() if list(ranks) == process_set.ranks]
     if existing:
         raise InvalidArgumentError(f"add_process_set: the ranks {process_set.ranks} are process set {existing[0]} already")
     number = engine.add_process_set(process_set.ranks).wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,8 +60,10 @@ class _AllGather(torch.autograd.Function):
         return None, None, *(r.narrow(0, begin, count).reshape(shape) for r, begin, count, shape in parts)
 
 
-def _differentiably(tensors: Sequence[torch.Tensor], name: str | None, process_set: ProcessSet) -> tuple[torch.Tensor, ...]:
-    return _AllGather.apply(name or "", process_set, *tensors)
+def _differentiably(
+    tensors: Iterable[torch.Tensor], name: str | None, process_set: ProcessSet, what: str
+) -> list[torch.Tensor]:
+    return list(_AllGather.apply(name or "", process_set, *check_tensors(tensors, what)))
 
 
 def allgather(tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> torch.Tensor:
@@ -70,11 +72,11 @@ def allgather(tensor: torch.Tensor, name: str | None = None, process_set: Proces
     tensor: shape (n_r, ...); ranks may differ in n_r only. Scalars count as shape (1,). Returns shape (sum of n_r, ...).
     The gradient is this rank's rows of the averaged gradient, as in Horovod. Errors as allreduce.
     """
-    return _differentiably([tensor], name, process_set)[0]
+    return _differentiably([tensor], name, process_set, "allgather")[0]
 
 
 def grouped_allgather(
     tensors: Iterable[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[torch.Tensor]:
     """allgather of a list of tensors: all or none, and together. Returns a list in the same order."""
-    return list(_differentiably(check_tensors(tensors, "grouped_allgather"), name, process_set))
+    return _differentiably(tensors, name, process_set, "grouped_allgather")

@@ -176,8 +176,8 @@ def allreduce(
     name: agreed between ranks; operations without one are counted.
     op: Average (default), Sum, Min, Max, Product or Adasum. The gradient is the same reduction of the gradient.
     prescale_factor, postscale_factor: multiply before and after.
-    Raises InvalidArgumentError at once, DuplicateNameError (the name is in flight), MismatchError (ranks differ in shape, dtype,
-    op or factors; the job goes on), PeerLostError, TimeoutError.
+    Raises InvalidArgumentError at once, DuplicateNameError (the name is in flight), MismatchError (ranks differ in shape,
+    dtype, op or factors; the job goes on), PeerLostError, TimeoutError.
     """
     how = Reduction(choose_op(average, op, "allreduce"), name or "", prescale_factor, postscale_factor, process_set)
     check_tensors([tensor], "allreduce")

@@ -78,8 +78,8 @@ def alltoall(
 
     tensor: shape (n_r, ...); ranks may differ in n_r only.
     splits: how many rows go to each rank, as integers or an integer tensor; without them dimension 0 is divided evenly.
-    Returns the rows received; with splits a pair: those, and how many rows came from each rank (a tensor of the dtype and on the
-    device of `splits`, else int32 on the CPU). Differentiable. Errors as allreduce.
+    Returns the rows received; with splits a pair: those, and how many rows came from each rank (a tensor of the dtype and on
+    the device of `splits`, else int32 on the CPU). Differentiable. Errors as allreduce.
     """
     received, received_splits = _AllToAll.apply(tensor, splits, name, process_set)
     return received if splits is None else (received, received_splits)

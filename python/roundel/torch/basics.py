@@ -51,9 +51,9 @@ def init(
 ) -> None:
     """Join the job that the launcher describes; a process that nothing launched is a job of one. Repeated calls join no other.
 
-    comm: None or [] for all ranks of the job; a list of all its ranks, or an mpi4py communicator with the same ranks, is the same.
-    process_sets: sets to add, the same on every rank (add_process_set for each that is not known yet), or "dynamic" for none;
-    sets can be added later in either case.
+    comm: None or [] for all ranks of the job; a list of all its ranks, or an mpi4py communicator with the same ranks, is the
+    same. process_sets: sets to add, the same on every rank (add_process_set for each that is not known yet), or "dynamic" for
+    none; sets can be added later in either case.
     start_timeout: seconds to wait for all ranks; default ROUNDEL_START_TIMEOUT (60).
     Raises InvalidArgumentError, TimeoutError (names the missing ranks), HandshakeError, LaunchError.
     """
@@ -99,7 +99,7 @@ def mpi_enabled() -> bool:
 
 
 def mpi_threads_supported() -> bool:
-    """Raises InvalidArgumentError, a ValueError as in a Horovod without MPI: there is no MPI to ask. A script's own MPI is free."""
+    """Raises InvalidArgumentError, a ValueError, as in a Horovod without MPI. A script may use an MPI of its own."""
     raise InvalidArgumentError("mpi_threads_supported: MPI is not in use: Roundel has transports of its own")
 
 

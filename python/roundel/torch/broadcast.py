@@ -41,7 +41,9 @@ def broadcast_async_(
     return Handle(native, lambda _: staged.write_back())
 
 
-broadcast_ = waits_for(broadcast_async_, "broadcast_", "Overwrite `tensor` with root's, in place, and return it; see broadcast.")
+broadcast_ = waits_for(
+    broadcast_async_, "broadcast_", "Overwrite `tensor` with root's, in place, and return it; see broadcast."
+)
 
 
 class _Broadcast(torch.autograd.Function):
@@ -55,7 +57,9 @@ class _Broadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         (reduced,) = reduce_differentiably([gradient], Reduction(Average, ctx.name or "", process_set=ctx.process_set))
-        if world.rank() != ctx.root_rank:  # zeros that remember where they come from: the ranks' second derivatives meet as well
+        if (
+            world.rank() != ctx.root_rank
+        ):  # zeros that remember where they come from: the ranks' second derivatives meet as well
             reduced = reduced.masked_fill(torch.ones_like(reduced, dtype=torch.bool), 0)
         return reduced, None, None, None
 
@@ -65,7 +69,7 @@ def broadcast(
 ) -> torch.Tensor:
     """Root's tensor on every rank, as a new tensor. Shape and dtype are the same on every rank.
 
-    root_rank: a rank of the job, also where the process set is a part of it. The gradient is averaged to root and zero elsewhere,
-    as in Horovod. Errors as allreduce.
+    root_rank: a rank of the job, also where the process set is a part of it. The gradient is averaged to root and zero
+    elsewhere, as in Horovod. Errors as allreduce.
     """
     return _Broadcast.apply(tensor, root_rank, name, process_set)

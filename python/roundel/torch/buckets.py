@@ -25,8 +25,8 @@ _YES = {Sum: 1, Average: 1, Max: 1, Min: -1, Product: 0}
 class Route:
     """How all buckets of an optimizer travel, the same on every rank.
 
-    direct: as ordered collectives of the job's communicator; otherwise as named requests to the engine, which knows process sets.
-    label: tells this optimizer's requests from those of others with the same parameter names.
+    direct: as ordered collectives of the job's communicator; otherwise as named requests to the engine, which knows process
+    sets. label: tells this optimizer's requests from those of others with the same parameter names.
     """
 
     op: ReduceOp
@@ -189,7 +189,7 @@ _Params = Sequence[torch.nn.Parameter]
 
 
 def _fill(params: _Params, bucket_bytes: int) -> list[list[torch.nn.Parameter]]:
-    """Parameters in the order given, one dtype and device in each list, up to bucket_bytes. Lists in the order of their last."""
+    """Parameters in the order given, one dtype and device in a list, up to bucket_bytes. Lists in the order of their last."""
     lists: list[list[torch.nn.Parameter]] = []
     filling: dict[tuple, tuple[list[torch.nn.Parameter], int]] = {}  # by last parameter
     for p in params:
@@ -232,6 +232,4 @@ def plan_buckets(
     whatever its size.
     """
     lists = _fill(params, bucket_bytes) if groups is None else _by_group(params, groups)
-    return [
-        Bucket(_title([names[p] for p in members]), members, route, members is lists[-1], sparse_dims) for members in lists
-    ]
+    return [Bucket(_title([names[p] for p in members]), members, route, members is lists[-1], sparse_dims) for members in lists]

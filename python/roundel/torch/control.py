@@ -16,7 +16,8 @@ def barrier(process_set: ProcessSet = global_process_set) -> None:
 
 
 def join(device: int = -1) -> int:
-    """This rank has no more data: take part in the others' operations with zeros (all-reduce) or no rows, until all have joined.
+    """This rank has no more data: take part in the others' operations with zeros (all-reduce) or no rows, until all have
+    joined.
 
     device: where Horovod would make those zeros; only compared between ranks. Returns the rank that joined last, the one to
     broadcast parameters from. Averages are still taken over all ranks. DistributedOptimizer's steps are served too.

@@ -1,4 +1,4 @@
-"""Making all ranks start from the same state."""
+"""Making all ranks start from the same state, and exchanging Python objects."""
 
 from __future__ import annotations
 
@@ -9,56 +9,108 @@ from typing import Any
 
 import torch
 
-from roundel.errors import RoundelError
-from roundel.torch.agree import describe, require_same
-from roundel.torch.ops import broadcast_async_
-from roundel.world import communicator, rank
+from roundel.errors import InvalidArgumentError, RoundelError
+from roundel.process_sets import ProcessSet, global_process_set
+from roundel.torch.agree import describe, gather_bytes, require_same
+from roundel.torch.broadcast import broadcast_, broadcast_async_
+from roundel.torch.pickling import dumps
+from roundel.world import rank
 
-__all__ = ["broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"]
+__all__ = [
+    "allgather_object",
+    "broadcast_object",
+    "broadcast_object_fn",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+]
 
 
-def broadcast_parameters(params: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], root_rank: int = 0) -> None:
+def _named(params: Any) -> list[tuple[str, torch.Tensor]]:
+    """(name, tensor) for each tensor; those without names are numbered, mappings are sorted."""
+    if isinstance(params, Mapping):
+        pairs = sorted(params.items(), key=lambda pair: str(pair[0]))
+    elif isinstance(params, Iterable) and not isinstance(params, (str, bytes, torch.Tensor)):
+        pairs = [(str(i), p) if isinstance(p, torch.Tensor) or p is None else p for i, p in enumerate(params)]
+    else:
+        pairs = [params]
+    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
+        raise InvalidArgumentError(
+            "broadcast_parameters: expected a state_dict, (name, tensor) pairs such as model.named_parameters(), or tensors"
+        )
+    return [(name, tensor) for name, tensor in pairs if isinstance(tensor, torch.Tensor)]
+
+
+def broadcast_parameters(
+    params: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[torch.Tensor],
+    root_rank: int = 0,
+    process_set: ProcessSet = global_process_set,
+) -> None:
     """Overwrite tensors with root's, in place.
 
-    params: a state_dict, or (name, tensor) pairs such as model.named_parameters(); the same names, shapes and dtypes in the
-    same order on every rank. Entries that are no tensors are skipped.
+    params: a state_dict, (name, tensor) pairs such as model.named_parameters(), or tensors such as model.parameters(); the same
+    names, shapes and dtypes on every rank. Entries that are no tensors are skipped.
     Raises MismatchError on every rank, naming the first difference; nothing is overwritten then and the job can go on.
     """
-    pairs = list(params.items() if isinstance(params, Mapping) else params)
-    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
-        raise ValueError("broadcast_parameters: expected a state_dict or (name, tensor) pairs such as model.named_parameters()")
-    pairs = [(name, tensor) for name, tensor in pairs if isinstance(tensor, torch.Tensor)]
-    require_same("broadcast_parameters", [describe(name, tensor) for name, tensor in pairs])
-    handles = [broadcast_async_(tensor, root_rank, name=f"parameter {name}") for name, tensor in pairs]
+    pairs = _named(params)
+    require_same("broadcast_parameters", [describe(name, tensor) for name, tensor in pairs], process_set)
+    handles = [broadcast_async_(tensor, root_rank, f"parameter {name}", process_set) for name, tensor in pairs]
     for handle in handles:
         handle.wait()
 
 
-def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
+def broadcast_object(
+    obj: Any, root_rank: int = 0, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Any:
     """Root's object on every rank; root gets its own back.
 
-    The object travels by pickle, which runs code of the sender's choice: ranks of a job trust each other, see SECURITY in the
-    docs. What pickle raises on root is raised there, and a RoundelError elsewhere; the job can go on.
+    The object travels by pickle (cloudpickle where pickle cannot and it is installed), which runs code of the sender's choice:
+    ranks of a job trust each other, see SECURITY in the docs. What pickle raises on root is raised there, and a RoundelError
+    elsewhere; the job can go on.
     """
-    comm = communicator()
     label = name or "object"
     root = rank() == root_rank
     payload, length, problem = None, -1, None
     if root:
         try:
-            payload = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8)
+            payload = torch.frombuffer(bytearray(dumps(obj)), dtype=torch.uint8)
             length = payload.numel()
         except Exception as e:
             problem = e
-    length = int(comm.broadcast(torch.tensor([length]), root_rank, name=label + " size"))
+    length = int(broadcast_(torch.tensor([length]), root_rank, label + ".size", process_set))
     if problem is not None:
         raise problem
     if length < 0:
         raise RoundelError(f"rank {rank()}: broadcast_object: rank {root_rank} could not pickle its object")
     if payload is None:
         payload = torch.empty(length, dtype=torch.uint8)
-    comm.broadcast(payload, root_rank, name=label)
+    broadcast_(payload, root_rank, label, process_set)
     return obj if root else pickle.loads(payload.numpy())
+
+
+def broadcast_object_fn(
+    root_rank: int = 0, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Callable[[Any], Any]:
+    """broadcast_object with its other arguments given: a function of the object."""
+    return lambda obj: broadcast_object(obj, root_rank, name, process_set)
+
+
+def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet = global_process_set) -> list[Any]:
+    """Everybody's objects, in rank order; this rank's own is itself. They travel as in broadcast_object.
+
+    What pickle raises is raised on the rank whose object it is, and a RoundelError elsewhere; the job can go on.
+    """
+    payload, problem = None, None
+    try:
+        payload = dumps(obj)
+    except Exception as e:
+        problem = e
+    payloads = gather_bytes(payload, name or "objects", process_set)
+    if problem is not None:
+        raise problem
+    failed = [r for r, theirs in payloads.items() if theirs is None]
+    if failed:
+        raise RoundelError(f"rank {rank()}: allgather_object: rank {', '.join(map(str, failed))} could not pickle its object")
+    return [obj if r == rank() else pickle.loads(theirs) for r, theirs in payloads.items()]
 
 
 @dataclass
@@ -80,9 +132,12 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer, root_rank: int = 0, model: Any = None, process_set: ProcessSet = global_process_set
+) -> None:
     """Give every rank root's optimizer state and hyper-parameters. The other ranks' state may be empty or of other shapes.
 
+    model: not needed here; Horovod looks for sparse parameters in it.
     Tensors travel as tensors; numbers, names and structure by broadcast_object. Ranks other than root take them by
     load_state_dict(), which raises ValueError where the parameter groups are not root's.
     """
@@ -101,10 +156,12 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         return tensors[-1]
 
     root = rank() == root_rank
-    state = broadcast_object(_map(optimizer.state_dict(), take_out) if root else None, root_rank, name="optimizer state")
+    state = broadcast_object(
+        _map(optimizer.state_dict(), take_out) if root else None, root_rank, name="optimizer state", process_set=process_set
+    )
     if not root:
         state = _map(state, put_in)
-    handles = [broadcast_async_(t, root_rank, name=f"optimizer tensor {i}") for i, t in enumerate(tensors)]
+    handles = [broadcast_async_(t, root_rank, f"optimizer tensor {i}", process_set) for i, t in enumerate(tensors)]
     for handle in handles:
         handle.wait()
     if not root:

@@ -1,8 +1,8 @@
 """Ranks that have joined go on serving the steps of the one DistributedOptimizer whose buckets bypass the engine.
 
 The engine stands in for joined ranks by itself. Planned buckets are ordered collectives of the job's communicator, so a rank in
-join() takes part in them with empty gradients. The order must be known, so at most one optimizer is served this way: the one that
-was planned last while no other was in use, on every rank the same; all others reduce through the engine.
+join() takes part in them with empty gradients. The order must be known, so at most one optimizer is served this way: the one
+that was planned last while no other was in use, on every rank the same; all others reduce through the engine.
 """
 
 from __future__ import annotations

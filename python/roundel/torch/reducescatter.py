@@ -81,9 +81,7 @@ class _ReduceScatter(torch.autograd.Function):
         return None, *grouped_allgather(rows, how.of_gradient.name, how.process_set)
 
 
-def _differentiably(
-    tensors: Sequence[torch.Tensor], how: Reduction, compression: type[Compressor]
-) -> list[torch.Tensor]:
+def _differentiably(tensors: Sequence[torch.Tensor], how: Reduction, compression: type[Compressor]) -> list[torch.Tensor]:
     pairs = [compression.compress(tensor) for tensor in tensors]
     reduced = _ReduceScatter.apply(how, *(wire for wire, _ in pairs))
     return [compression.decompress(result, context) for result, (_, context) in zip(reduced, pairs, strict=True)]

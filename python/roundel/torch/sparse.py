@@ -27,8 +27,8 @@ def sparse_allreduce_async(
     op: ReduceOp | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> SparseHandle:
-    """Start the all-reduce of a sparse COO tensor. `handle()`, or synchronize(handle), is the result: a sparse tensor of the same
-    shape, not coalesced.
+    """Start the all-reduce of a sparse COO tensor. `handle()`, or synchronize(handle), is the result: a sparse tensor of the
+    same shape, not coalesced.
 
     tensor: any sparse shape and dtype, the same on every rank; ranks may differ in how many entries they have.
     op: Average (default) or Sum.

@@ -1,7 +1,7 @@
 """Between the caller's tensors and the contiguous CPU tensors that the core reads and writes.
 
-A tensor that is contiguous and on the CPU is used itself. Any other goes through a copy: in page-locked memory for CUDA tensors,
-so that the device copies at full speed and the way back is ordered on the caller's stream.
+A tensor that is contiguous and on the CPU is used itself. Any other goes through a copy: in page-locked memory for CUDA
+tensors, so that the device copies at full speed and the way back is ordered on the caller's stream.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Modules under the names that they have in Horovod, for scripts that import them from there."""
