@@ -51,7 +51,7 @@ from roundel.errors import (
     TimeoutError,
 )
 from roundel.handles import poll, synchronize
-from roundel.objects import allgather_object, broadcast_object
+from roundel.objects import allgather_object, broadcast_object, broadcast_object_fn
 from roundel.ops import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from roundel.process_sets import (
     ProcessSet,
@@ -114,6 +114,7 @@ __all__ = [
     "broadcast_async",
     "broadcast_async_",
     "broadcast_object",
+    "broadcast_object_fn",
     "communicator",
     "cross_rank",
     "cross_size",

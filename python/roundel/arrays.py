@@ -119,22 +119,33 @@ class _Jax(Staged):
         raise InvalidArgumentError(f"{self.what}: JAX's arrays cannot be changed in place: use {self.what.rstrip('_')}()")
 
 
-def _of_torch(tensor: Any, what: str) -> Any:
-    from roundel.torch import staging  # torch is there: it made the tensor
+class _Torch(Staged):
+    def stage(self) -> tuple[Any, bool]:
+        from roundel.torch import staging  # torch is there: it made the tensor
 
-    staged = staging.stage(tensor, what)
-    staged.device = staging.device_of(staged)
-    staged.own = lambda: staged.buffer if staged.is_copy else staged.buffer.clone()
-    staged.require_writable = lambda: None
-    return staged
+        self.tensor = staging.stage(self.array, self.what)
+        self.device = staging.device_of(self.tensor)
+        return self.tensor.buffer, self.tensor.is_copy
+
+    def own(self) -> Any:
+        return self.buffer if self.is_copy else self.buffer.clone()
+
+    def give(self, result: Any) -> Any:
+        return self.tensor.give(result)
+
+    def require_writable(self) -> None:
+        """All of them are."""
+
+    def write_back(self) -> Any:
+        return self.tensor.write_back()
 
 
-def stage(array: Any, what: str, in_place: bool = False) -> Any:
+def stage(array: Any, what: str, in_place: bool = False) -> Staged:
     """The array, ready for the core. Raises InvalidArgumentError for what is none, or cannot be changed `in_place`."""
     if isinstance(array, np.ndarray):
         staged = Staged(array, what)
     elif _is(array, "torch", "Tensor"):
-        staged = _of_torch(array, what)
+        staged = _Torch(array, what)
     elif _is(array, "cupy", "ndarray"):
         staged = _Cupy(array, what)
     elif _is(array, "jax", "Array"):
@@ -151,7 +162,7 @@ def _is(array: Any, library: str, name: str) -> bool:
     return kind is not None and isinstance(array, kind)
 
 
-def stage_all(arrays: Iterable[Any], what: str, in_place: bool = False) -> list[Any]:
+def stage_all(arrays: Iterable[Any], what: str, in_place: bool = False) -> list[Staged]:
     """For a grouped operation. Raises InvalidArgumentError unless they are arrays, at least one, and all on one device."""
     if isinstance(arrays, str) or hasattr(arrays, "shape") or not isinstance(arrays, Iterable):
         raise InvalidArgumentError(f"{what}: expected a list of arrays, got {type(arrays).__name__}")
