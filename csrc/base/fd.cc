@@ -47,11 +47,31 @@ void Fd::reset() {
 
 bool in_forked_child() { return g_forked.load(std::memory_order_relaxed); }
 
+// A reservation that is as much longer as the start may have to move, of which the rest is given back.
 Mapping::Mapping(int fd, size_t bytes) : bytes_(bytes) {
-  data_ = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  const size_t spare = bytes >= kHugePage ? kHugePage : 0;
+  void* room = ::mmap(nullptr, bytes + spare, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) throw system_error(format("reserve addresses for %zu bytes of shared memory", bytes), errno);
+  auto* begin = static_cast<std::byte*>(room);
+  const size_t before = spare > 0 ? -reinterpret_cast<uintptr_t>(begin) % kHugePage : 0;
+  const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE)), used = (bytes + page - 1) / page * page;
+  if (before > 0) ::munmap(begin, before);
+  data_ = ::mmap(begin + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0);
+  const int error = errno;
+  if (spare > before) ::munmap(begin + before + used, spare - before);
   if (data_ == MAP_FAILED) {
     data_ = nullptr;
-    throw system_error(format("map %zu bytes of shared memory", bytes), errno);
+    ::munmap(begin + before, used);
+    throw system_error(format("map %zu bytes of shared memory", bytes), error);
+  }
+}
+
+void use_huge_pages(std::byte* data, size_t bytes) {
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE of Linux 6.1, which older headers do not have
+  const size_t begin = -reinterpret_cast<uintptr_t>(data) % kHugePage;
+  for (size_t at = begin; at + kHugePage <= bytes; at += kHugePage) {
+    *reinterpret_cast<volatile std::byte*>(data + at) = std::byte{0};  // the page cache must know of the range
+    if (::madvise(data + at, kHugePage, kCollapse) != 0) return;
   }
 }
 

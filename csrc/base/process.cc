@@ -1,5 +1,6 @@
 #include "base/process.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -49,6 +50,8 @@ std::optional<int> status_of_reaped(const Fd& pidfd) {
 
 }  // namespace
 
+Fd open_process(int pid) { return pid > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) : Fd(); }
+
 int pid_of(const Fd& pidfd) {
   if (!pidfd) return 0;
   std::FILE* file = std::fopen(format("/proc/self/fdinfo/%d", pidfd.get()).c_str(), "re");
@@ -68,6 +71,13 @@ std::string how_it_ended(const Fd& pidfd, int pid) {
   if (!status) return "";
   if (WIFSIGNALED(*status)) return format("killed by signal %d (%s)", WTERMSIG(*status), ::strsignal(WTERMSIG(*status)));
   return format("exit code %d", WEXITSTATUS(*status));
+}
+
+std::string how_it_ends(const Fd& pidfd, double seconds) {
+  const int pid = pid_of(pidfd);  // while it is known
+  pollfd ended{pidfd.get(), POLLIN, 0};
+  if (!pidfd || ::poll(&ended, 1, static_cast<int>(seconds * 1000)) <= 0) return "";
+  return how_it_ended(pidfd, pid);
 }
 
 }  // namespace roundel

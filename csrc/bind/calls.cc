@@ -66,7 +66,7 @@ py::object result_for(const py::object& out, const py::object& x, const Array& i
   return out.is_none() ? empty_like(x, in, shape) : out;
 }
 
-Call finish_call(Operation operation, py::object result, Array in, Array out) {
+Call finish_call(Operation&& operation, py::object result, Array&& in, Array&& out) {
   operation.in = in.view;
   operation.out = out.view;
   Call call{std::move(operation), std::move(result), {}};

@@ -11,6 +11,7 @@
 #include "base/interrupt.h"
 #include "bind/bind.h"
 #include "bind/calls.h"
+#include "bind/fast.h"
 #include "comm/split.h"
 
 namespace py = pybind11;
@@ -22,7 +23,7 @@ namespace {
 thread_local bool t_is_main_thread = false;
 
 // Several operations are started before the first is waited for: a sendrecv must not wait for its receive to send.
-py::object run(const std::shared_ptr<comm::Communicator>& native, Call call) {
+py::object run(const std::shared_ptr<comm::Communicator>& native, Call&& call) {
   if (!call.more.empty()) return Handle(*native, std::move(call)).wait();
   {
     const py::gil_scoped_release unlocked;
@@ -35,13 +36,12 @@ py::object run(const std::shared_ptr<comm::Communicator>& native, Call call) {
 template <class... Args, class... Extra>
 void def_both(py::class_<Calls>& cls, const std::string& name, Call (Calls::*make)(Args...) const,
               Call (Calls::*make_async)(Args...) const, const char* doc, const Extra&... extra) {
-  cls.def(
-      name.c_str(),
-      [make](const Calls& self, Args... args) {
-        sweep_unfinished();
-        return run(self.native, (self.*make)(args...));
-      },
-      doc, extra...);
+  const auto blocking = [make](const Calls& self, Args... args) {
+    sweep_unfinished();
+    return run(self.native, (self.*make)(args...));
+  };
+  cls.def(name.c_str(), blocking, doc, extra...);
+  FastMethod<Calls, decltype(blocking), Args...>::put_before(cls, name.c_str(), blocking, extra...);
   const std::string async_doc = "Start " + name + "; returns a Handle. The arrays belong to the operation until it is done.";
   cls.def((name + "_async").c_str(),
           [make_async](const Calls& self, Args... args) {

@@ -8,7 +8,7 @@
 #pragma once
 
 #include <algorithm>
-#include <exception>
+#include <bit>
 
 #include "base/clock.h"
 #include "base/copy.h"
@@ -17,40 +17,34 @@
 namespace roundel::comm {
 
 class Publisher {
-  struct Costs;
-
  public:
-  // One operation, from here to the end of the scope.
-  class Operation {
-   public:
-    // `bytes`: the same on all ranks. Not for operations with a root, whose time does not contain that of its readers.
-    Operation(Publisher& publisher, OpKind kind, size_t bytes) : publisher_(publisher), bytes_(bytes) {
-      publisher_.streams_ = false;
-      if (!publisher_.chooses_ || bytes < kLeast || has_root(kind)) return;
-      Costs& costs = publisher_.costs_[static_cast<int>(kind)][bytes <= kSmall ? 0 : bytes <= kMedium ? 1 : 2];
-      const unsigned turn = costs.uses++ % kPeriod;
-      publisher_.streams_ = turn == kTryCached ? false : turn == kTryStreaming ? true : costs.streams;
-      if (turn != kTryCached && turn != kTryStreaming) return;
-      timed_ = &costs;
-      begin_ = Clock::now();
-    }
-    ~Operation() {
-      if (timed_ == nullptr || std::uncaught_exceptions() > 0) return;
-      const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
-      timed_->add(publisher_.streams_, seconds / static_cast<double>(bytes_));
-    }
-    Operation(const Operation&) = delete;
-    Operation& operator=(const Operation&) = delete;
-
-   private:
-    Publisher& publisher_;
-    size_t bytes_;
-    Costs* timed_ = nullptr;
-    Clock::time_point begin_{};
-  };
+  static constexpr size_t kLeast = 2048;  // bytes; smaller operations are not timed
 
   // `own_cores`: every rank has a core; else times say more about the scheduler than about caches, and caches it is.
   explicit Publisher(bool own_cores) : chooses_(own_cores) {}
+
+  // Chooses for the operation that begins here. `bytes`: the same on all ranks.
+  void begin(OpKind kind, size_t bytes) {
+    streams_ = false;
+    timed_ = nullptr;
+    if (!chooses_ || bytes < kLeast) return;
+    Costs& costs = costs_[static_cast<int>(kind)][std::min<int>(std::bit_width(bytes / kLeast), kSizes) - 1];
+    const unsigned turn = costs.uses++ % kPeriod;
+    streams_ = turn == kTryCached ? false : turn == kTryStreaming ? true : costs.streams;
+    if (turn != kTryCached && turn != kTryStreaming) return;
+    timed_ = &costs;
+    bytes_ = bytes;
+    begin_ = Clock::now();
+  }
+
+  // Whether this operation is timed. Then it must not end before its readers have read.
+  bool timing() const { return timed_ != nullptr; }
+
+  void end() {
+    if (timed_ == nullptr) return;
+    timed_->add(streams_, std::chrono::duration<double>(Clock::now() - begin_).count() / static_cast<double>(bytes_));
+    timed_ = nullptr;
+  }
 
   void copy(void* to, const void* from, size_t bytes) const {
     if (streams_)
@@ -60,8 +54,8 @@ class Publisher {
   }
 
  private:
-  static constexpr size_t kLeast = 2048, kSmall = 32u << 10, kMedium = 1u << 20;  // caches make three classes of sizes
-  static constexpr unsigned kPeriod = 64, kTryCached = 2, kTryStreaming = 4;      // early, after the memory was touched
+  static constexpr int kSizes = 14;  // by powers of two from kLeast; from 16 MB on all are alike
+  static constexpr unsigned kPeriod = 64, kTryCached = 2, kTryStreaming = 4;  // early, after the memory was touched
 
   // Seconds per byte. Waiting for a late rank makes samples long, never short: so the least counts, and is forgotten slowly.
   struct Costs {
@@ -74,9 +68,12 @@ class Publisher {
       streams = cached > 0 && streaming > 0 && streaming < 0.9 * cached;
     }
   };
-  Costs costs_[kOpKinds][3];
+  Costs costs_[kOpKinds][kSizes];
   bool chooses_;
   bool streams_ = false;
+  Costs* timed_ = nullptr;
+  size_t bytes_ = 0;
+  Clock::time_point begin_{};
 };
 
 }  // namespace roundel::comm

@@ -20,7 +20,7 @@ ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
       once_(kOnce) {
   if (size_ > ::sysconf(_SC_NPROCESSORS_ONLN)) {  // the same on all ranks of a host, unlike the cores that each may use
     depth_ = kCrowdedDepth;
-    once_ = kSlots;
+    once_ = kCrowdedOnce;
   }
   for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
@@ -106,18 +106,51 @@ void ShmCommunicator::meet_for_broadcast(const Operation& o) {
     meet(o, o.root);
 }
 
+// This rank is done with what is its peers'.
+void ShmCommunicator::finish(const Operation& o) {
+  regions_[static_cast<size_t>(rank_)]->finished.store(o.sequence, std::memory_order_release);
+  failpoint::pass(failpoint::Point::ShmFinished);
+  ring_peers();
+}
+
+// Peers are done with what is this rank's.
+void ShmCommunicator::await_finish(const Operation& o) {
+  for (int r = 0; r < size_; ++r)
+    if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->finished, o.sequence);
+}
+
+// Room for `bytes` of this operation in everyone's `once`. What was there before is kSlots operations old and read by all.
+void ShmCommunicator::take_room(size_t bytes) {
+  room_ = next_room_ + bytes <= once_ ? next_room_ : 0;
+  next_room_ = (room_ + bytes + kLine - 1) / kLine * kLine;
+}
+
 void ShmCommunicator::execute(const Operation& o) {
   ShmLine& line = enter(o);
   switch (o.kind) {
     case OpKind::AllReduce:
-      return allreduce(o, line);
-    case OpKind::AllToAllV:
-      return alltoallv(o, line);
-    default:
+      allreduce(o, line);
       break;
+    case OpKind::AllToAllV:
+      alltoallv(o, line);
+      break;
+    default:
+      exchange(o, line);
   }
+  if (has_root(o.kind) && o.bytes() >= Publisher::kLeast) {  // where who writes is done before those who read
+    finish(o);
+    if (publisher_.timing()) await_finish(o);
+  }
+  publisher_.end();
+}
+
+void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
   const bool by_parts = o.kind == OpKind::AllGather || o.kind == OpKind::Gather;
-  if ((by_parts ? longest(o.parts) * size_of(o.dtype()) : o.bytes()) <= kOneShot) return one_shot(o, line);
+  const size_t most = by_parts ? longest(o.parts) * size_of(o.dtype()) : o.bytes();
+  if (most <= kOneShot) {
+    take_room(most);
+    return one_shot(o, line);
+  }
   line.detail = offer(o);
   publish(o, line);
   bool direct = line.detail >= 0;
@@ -144,7 +177,10 @@ void ShmCommunicator::execute(const Operation& o) {
 void ShmCommunicator::allreduce(const Operation& o, ShmLine& line) {
   const bool in_place = o.in.data == o.out.data && o.bytes() > kArenaFrom;
   const auto offset = in_place ? memory_.arena().offset_of(o.out.data, o.out.bytes()) : std::nullopt;
-  if (!offset && o.bytes() <= kOneShot) return one_shot(o, line);
+  if (o.bytes() <= kOneShot) {
+    take_room(o.bytes());  // also on a rank that goes another way, which others may not
+    if (!offset) return one_shot(o, line);
+  }
   if (offset) {
     line.detail = static_cast<int64_t>(*offset);
     if (o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
@@ -166,7 +202,8 @@ void ShmCommunicator::allreduce(const Operation& o, ShmLine& line) {
 // and what it sends to whom.
 void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
   line.detail = static_cast<int64_t>(longest(o.sends));
-  uint64_t* to = row(o, rank_);
+  take_room(static_cast<size_t>(size_) * sizeof(uint64_t));
+  uint64_t* to = row(rank_);
   for (int r = 0; r < size_; ++r) to[r] = o.sends.count(r);
   publish(o, line);
   size_t longest_of_all = 0;
@@ -175,44 +212,53 @@ void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
     longest_of_all = std::max(longest_of_all, static_cast<size_t>(theirs.detail));
   }
   for (int r = 0; r < size_; ++r)
-    if (row(o, r)[rank_] != o.parts.count(r))
+    if (row(r)[rank_] != o.parts.count(r))
       throw Mismatch(format("[shm] rank %d: %s: expected %zu elements from rank %d, which sends %llu", world_->rank,
                             o.describe().c_str(), o.parts.count(r), memory_.ranks()[static_cast<size_t>(r)],
-                            static_cast<unsigned long long>(row(o, r)[rank_])));
+                            static_cast<unsigned long long>(row(r)[rank_])));
   exchange_through_cells(o, longest_of_all);
 }
 
-uint64_t* ShmCommunicator::row(const Operation& o, int rank) const {
-  return reinterpret_cast<uint64_t*>(regions_[static_cast<size_t>(rank)]->once[o.sequence % once_]);
+uint64_t* ShmCommunicator::row(int rank) const {
+  return reinterpret_cast<uint64_t*>(regions_[static_cast<size_t>(rank)]->once + room_);
 }
 
-// Everyone's data in its flag line, or beside it; everyone reads what it needs.
+// Everyone's data in its flag line, or beside it; everyone reads what it needs. What is a rank's own is read where it is.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
-  const Publisher::Operation timed(publisher_, o.kind, o.bytes());
+  publisher_.begin(o.kind, o.bytes());
   const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
+  const bool to_root = o.kind == OpKind::Reduce || o.kind == OpKind::Gather;
   const bool at_root = rank_ == o.root;
   const DType dtype = o.dtype();
   const size_t element = size_of(dtype);
   const bool by_parts = o.kind == OpKind::AllGather || o.kind == OpKind::Gather;
+  const bool in_parts = o.kind == OpKind::ReduceScatter || o.kind == OpKind::Scatter || o.kind == OpKind::AllToAll;
   const auto data_of = [&](int r) {
     ShmRegion& region = *regions_[static_cast<size_t>(r)];
+    if (r == rank_ && o.prescale == 1) return o.in.at(0);
     const size_t theirs = by_parts ? o.parts.count(r) * element : o.bytes();
-    return theirs <= kInline ? region.lines[o.sequence % kSlots].inline_data : region.once[o.sequence % once_];
+    return theirs <= kInline ? region.lines[o.sequence % kSlots].inline_data : region.once + room_;
   };
-  if (!from_root || at_root) publish_bytes(dtype, data_of(rank_), o.in.data, o.in.count, o.prescale);
+  if (from_root ? at_root : !(to_root && at_root) || o.prescale != 1) {
+    const bool inlined = o.in.bytes() <= kInline;
+    std::byte* to = inlined ? line.inline_data : regions_[static_cast<size_t>(rank_)]->once + room_;
+    const plan::Place own = in_parts && !inlined && o.prescale == 1 ? o.parts[rank_] : plan::Place{};
+    publish_bytes(dtype, to, o.in.data, own.begin, o.prescale);
+    const size_t rest = own.begin + own.count;
+    publish_bytes(dtype, to + rest * element, o.in.at(rest), o.in.count - rest, o.prescale);
+  }
   publish(o, line);
   if (o.kind == OpKind::Broadcast) {
     meet_for_broadcast(o);
-    return copy_bytes(o.out.data, at_root ? o.in.data : data_of(o.root), o.out.bytes());
+    return copy_bytes(o.out.data, data_of(o.root), o.out.bytes());
   }
   bool all_published = true;
   for (int r = 0; r < size_; ++r)
     if (r != rank_ && meet(o, r).detail >= 0) all_published = false;
   if (!all_published) return reduce_through_cells(o);  // some ranks hoped to reduce in place; see allreduce()
+  if (to_root && !at_root) return;
   switch (o.kind) {
     case OpKind::Reduce:
-      if (!at_root) return;
-      [[fallthrough]];
     case OpKind::AllReduce:
     case OpKind::ReduceScatter: {
       const size_t begin = o.kind == OpKind::ReduceScatter ? o.parts.begin(rank_) : 0;
@@ -220,8 +266,6 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
       return kernels::reduce(o.kernel_op(), dtype, o.out.data, inputs_, o.out.count, o.finish(size_));
     }
     case OpKind::Gather:
-      if (!at_root) return;
-      [[fallthrough]];
     case OpKind::AllGather:
       for (int r = 0; r < size_; ++r) copy_bytes(o.out.at(o.parts.begin(r)), data_of(r), o.parts.count(r) * element);
       return;
@@ -252,11 +296,8 @@ void ShmCommunicator::reduce_in_arena(const Operation& o, const std::vector<std:
     for (std::byte* other : copies) copy_bytes(other + at, sum, count * element);
     failpoint::pass(failpoint::Point::ShmArenaTile, sum, count * element);
   }
-  regions_[static_cast<size_t>(rank_)]->finished.store(o.sequence, std::memory_order_release);
-  failpoint::pass(failpoint::Point::ShmFinished);
-  ring_peers();
-  for (int r = 0; r < size_; ++r)
-    if (r != rank_) await(o, r, regions_[static_cast<size_t>(r)]->finished, o.sequence);
+  finish(o);
+  await_finish(o);
 }
 
 }  // namespace roundel::comm

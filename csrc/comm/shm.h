@@ -33,6 +33,7 @@ class ShmCommunicator final : public Communicator {
   void await(const Operation& o, int peer, const std::atomic<uint64_t>& counter, uint64_t target);
   void ring_peers();
 
+  void exchange(const Operation& o, ShmLine& line);
   void allreduce(const Operation& o, ShmLine& line);
   void alltoallv(const Operation& o, ShmLine& line);
   void one_shot(const Operation& o, ShmLine& line);
@@ -46,8 +47,11 @@ class ShmCommunicator final : public Communicator {
   void broadcast_through_cells(const Operation& o);
   void publish_bytes(DType dtype, void* to, const void* from, size_t count, double factor);
   void await_free_cell(const Operation& o, uint64_t id);
-  uint64_t* row(const Operation& o, int rank) const;
+  void take_room(size_t bytes);
+  uint64_t* row(int rank) const;
   void meet_all(const Operation& o);
+  void finish(const Operation& o);
+  void await_finish(const Operation& o);
   void meet_for_broadcast(const Operation& o);
 
   transport::SharedMemory& memory_;
@@ -56,8 +60,9 @@ class ShmCommunicator final : public Communicator {
   std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
   std::vector<const void*> inputs_;  // of the reduction under way, by rank
   Publisher publisher_;
-  size_t depth_, once_;  // cells and one-shot slots that are in use, the same on all ranks
-  uint64_t chunks_ = 0;  // chunks that all operations so far have moved through the cells, the same on all ranks
+  size_t depth_, once_;              // cells, and bytes for one-shot operations, that are in use, the same on all ranks
+  size_t room_ = 0, next_room_ = 0;  // where one-shot data lie: of this operation, and of the next one
+  uint64_t chunks_ = 0;              // chunks that all operations so far have moved through the cells, the same on all ranks
 };
 
 }  // namespace roundel::comm

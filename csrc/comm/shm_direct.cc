@@ -81,9 +81,7 @@ void ShmCommunicator::exchange_directly(const Operation& o) {
     const bool own = r == rank_ && writes && (!has_root(o.kind) || rank_ == o.root);
     if (own) deliver(place(r), o.in.at(0) + at, bytes(r), o.out.bytes());
   }
-  regions_[static_cast<size_t>(rank_)]->finished.store(o.sequence, std::memory_order_release);
-  failpoint::pass(failpoint::Point::ShmFinished);
-  ring_peers();
+  finish(o);
   for (int r = 0; r < size_; ++r)
     if (reads_from(o, r, rank_)) await(o, r, regions_[static_cast<size_t>(r)]->finished, o.sequence);
 }

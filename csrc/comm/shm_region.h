@@ -14,17 +14,19 @@ namespace roundel::comm {
 
 inline constexpr size_t kSlots =
     4;  // operations between the fastest and the slowest rank: receivers do not wait for each other
-inline constexpr size_t kOnce = 64;            // as kDepth, for one-shot operations; at least kSlots
+inline constexpr size_t kOnce = 4u << 20;      // room for one-shot operations, used from end to end for the same reason
 inline constexpr size_t kInline = 96;          // the first 32 bytes share a cache line with the flag
 inline constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
 inline constexpr size_t kArenaFrom =
     2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
-inline constexpr size_t kCell = 128u << 10;      // a chunk; bench allreduce -b 16K -e 4M
-inline constexpr size_t kDepth = 16;             // cells come round after 2 MB, more than an L2: docs/adr/0005
-inline constexpr size_t kCrowdedDepth = 4;       // where ranks share cores, and so their caches, few cells stay in these
-inline constexpr size_t kStreamFrom = 8u << 20;  // results as long as this leave the caches before anyone reads them
-inline constexpr size_t kTile = 8u << 10;        // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
-inline constexpr size_t kAlign = 64;             // slices start on cache lines, so that no two ranks write one
+inline constexpr size_t kCell = 128u << 10;  // a chunk; bench allreduce -b 16K -e 4M
+inline constexpr size_t kDepth = 16;         // cells come round after 2 MB, more than an L2: docs/adr/0005
+inline constexpr size_t kCrowdedDepth = 4;   // where ranks share cores, and so their caches, few cells stay in these
+inline constexpr size_t kCrowdedOnce = (kSlots + 1) * kOneShot;
+inline constexpr size_t kStreamFrom = 16u << 20;  // results as long as this leave the caches before anyone reads them
+inline constexpr size_t kTile = 8u << 10;         // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
+inline constexpr size_t kLine = 128;              // two cache lines, which processors fetch together
+inline constexpr size_t kAlign = 64;              // slices start on cache lines, so that no two ranks write one
 
 // What a rank says when it enters an operation. `sequence` is written last.
 struct alignas(128) ShmLine {
@@ -44,7 +46,7 @@ struct ShmRegion {
   alignas(128) std::atomic<uint64_t> consumed;
   alignas(128) std::atomic<uint64_t> gathered;
   alignas(128) std::atomic<uint64_t> finished;  // the last operation for which this rank is done with its peers' buffers
-  alignas(4096) std::byte once[kOnce][kOneShot];
+  alignas(4096) std::byte once[kOnce];
   std::byte cells[kDepth][kCell];
   std::byte results[kDepth][kCell];
 };

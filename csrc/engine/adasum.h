@@ -12,6 +12,7 @@
 
 #include "base/view.h"
 #include "comm/communicator.h"
+#include "kernels/kernels.h"
 
 namespace roundel::engine {
 
@@ -24,11 +25,41 @@ struct AdasumPair {
 // last `size - P'` ranks first go into those just before them; then neighbours are combined, and neighbours of those, ...
 std::vector<std::vector<AdasumPair>> adasum_tree(int size);
 
-// Combines every tensor (in, out; out may be in) over all ranks, each with coefficients of its own, and multiplies by prescale
-// and postscale. Tensors are float16, bfloat16, float32 or float64, all of one dtype; anything else is InvalidArgument. All
-// ranks pass the same counts in the same order and get the same bits. 16-bit types are combined in float32 and rounded once. A
-// tensor of norm 0 has coefficient 1. Blocks; from the thread that calls `comm`'s operations. `name` is for error texts.
-void adasum(comm::Communicator& comm, const std::vector<std::pair<View, View>>& tensors, double prescale, double postscale,
-            const std::string& name);
+// Memory that peers can reach where there is room for it, kept for the next call.
+class Workspace {
+ public:
+  explicit Workspace(comm::Communicator& comm) : comm_(comm) {}
+  Workspace(const Workspace&) = delete;
+  ~Workspace();
+  std::byte* at_least(size_t bytes);
+
+ private:
+  comm::Communicator& comm_;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Of one communicator, whose operations the same thread calls. Cheap to have: it takes memory in the first run().
+class Adasum {
+ public:
+  explicit Adasum(comm::Communicator& comm);
+
+  // Combines every tensor (in, out; out may be in) over all ranks, each with coefficients of its own, and multiplies by
+  // prescale and postscale. Tensors are float16, bfloat16, float32 or float64, all of one dtype; anything else is
+  // InvalidArgument. All ranks pass the same counts in the same order and get the same bits. 16-bit types are combined in
+  // float32 and rounded once. A tensor of norm 0 has coefficient 1. Blocks. `name` is for error texts.
+  void run(const std::vector<std::pair<View, View>>& tensors, double prescale, double postscale, const std::string& name);
+
+ private:
+  struct Call;
+  void combine_whole(const Call& call);
+  void combine_slices(const Call& call);
+  void go_up(const Call& call, View slices, View out, size_t begin, bool shared);
+  void sum_over_ranks(const Call& call, std::vector<kernels::Dots>& dots);
+
+  comm::Communicator& comm_;
+  const std::vector<std::vector<AdasumPair>> tree_;
+  Workspace packed_, slices_, wide_;
+};
 
 }  // namespace roundel::engine

@@ -5,7 +5,6 @@
 // snapshot() from any thread at any time: every figure is some recent value of itself.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -62,6 +61,7 @@ class Stats {
 
  private:
   struct Counters;
+  Snapshot totals() const;
   std::vector<std::string> names_;
   int size_;
   std::unique_ptr<Counters> counters_;

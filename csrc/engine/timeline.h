@@ -1,5 +1,6 @@
 // Timeline: what happened to every tensor and when, as a Chrome trace (chrome://tracing, ui.perfetto.dev): a process per rank,
-// a row per tensor, a span per phase, in microseconds of unix time.
+// a row per tensor, a span per phase. Times are unix time, in microseconds since the base that torch.profiler's traces have:
+// such a trace and this one line up in one view, and a double holds their nanoseconds. The file says which base that is.
 //
 // Threads: span() and instant() from any thread, without a lock: they copy the event into a ring, from which a thread of the
 // timeline's own writes the file. When the ring is full, events are dropped and counted. start() and stop() from any thread.
@@ -52,14 +53,18 @@ class Timeline {
   std::string path() const;                                                               // of the file being written, or ""
 
  private:
-  struct Ring;
+  struct Event;
+  class Ring;
   class Writer;
-  Timeline();
+  Timeline() = default;
   ~Timeline() = delete;
 
-  std::atomic<bool> on_{false}, marks_cycles_{false};
+  void put(Event& event, std::string_view text, std::span<const int> ranks) noexcept;
+
+  std::atomic<bool> on_{false}, marks_cycles_{false}, forked_{false};
   std::atomic<uint64_t> dropped_{0};
-  std::atomic<Ring*> ring_{nullptr};  // made by the first start()
+  std::atomic<uint32_t> session_{0};
+  std::atomic<Ring*> ring_{nullptr};  // made by the first start() and never freed: some thread may be about to write there
   mutable std::mutex mutex_;          // of start(), stop() and path()
   std::unique_ptr<Writer> writer_;
 };

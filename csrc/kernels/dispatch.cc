@@ -49,6 +49,20 @@ void cast(DType to, void* out, DType from, const void* in, size_t count) {
   if (count > 0) table.cast(to, out, from, in, count);
 }
 
+Dots dots(DType dtype, const void* a, const void* b, size_t count) {
+  if (dtype != DType::Float32 && dtype != DType::Float64) throw InvalidArgument("kernels: dots are of float32 or float64");
+  double sums[3] = {};
+  const Table& table = chosen();
+  if (count > 0) table.dots(dtype, sums, a, b, count);
+  return {sums[0], sums[1], sums[2]};
+}
+
+void combine(DType dtype, void* out, const void* a, const void* b, size_t count, double x, double y) {
+  if (dtype != DType::Float32 && dtype != DType::Float64) throw InvalidArgument("kernels: combine is of float32 or float64");
+  const Table& table = chosen();
+  if (count > 0) table.combine(dtype, out, a, b, count, x, y);
+}
+
 const char* isa() { return chosen().isa; }
 
 }  // namespace roundel::kernels

@@ -31,6 +31,15 @@ void scale(DType dtype, void* out, const void* in, size_t count, double factor);
 // out[i] = (to) in[i] between the floating types, rounding to nearest even; in place only when the sizes are equal.
 void cast(DType to, void* out, DType from, const void* in, size_t count);
 
+// Of two vectors of float32 or float64, products and sums in float64.
+struct Dots {
+  double aa = 0, ab = 0, bb = 0;
+};
+Dots dots(DType dtype, const void* a, const void* b, size_t count);
+
+// out[i] = x * a[i] + y * b[i], of float32 or float64, in float64 and rounded once; `out` may be a or b.
+void combine(DType dtype, void* out, const void* a, const void* b, size_t count, double x, double y);
+
 // The path in use: "avx512", "avx2" or "portable".
 const char* isa();
 

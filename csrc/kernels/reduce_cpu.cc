@@ -11,7 +11,9 @@
 namespace roundel::kernels {
 inline namespace ROUNDEL_ISA_NAMESPACE {
 
-void cast(DType to, void* out, DType from, const void* in, size_t count);  // cast_cpu.cc
+void cast(DType to, void* out, DType from, const void* in, size_t count);          // cast_cpu.cc
+void dots(DType dtype, double* sums, const void* a, const void* b, size_t count);  // dots_cpu.cc
+void combine(DType dtype, void* out, const void* a, const void* b, size_t count, double x, double y);
 
 namespace {
 
@@ -131,7 +133,7 @@ void reduce(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n
 #define ROUNDEL_TEXT(macro) ROUNDEL_TEXT_OF(macro)
 
 extern const Table table;
-const Table table{ROUNDEL_TEXT(ROUNDEL_ISA_NAMESPACE), reduce, cast};
+const Table table{ROUNDEL_TEXT(ROUNDEL_ISA_NAMESPACE), reduce, cast, dots, combine};
 
 }  // namespace ROUNDEL_ISA_NAMESPACE
 }  // namespace roundel::kernels

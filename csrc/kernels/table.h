@@ -8,11 +8,14 @@
 
 namespace roundel::kernels {
 
-// Arguments are valid when they come here, dispatch.cc has looked: n >= 1, no Average, divisor not 0, cast of floating types.
+// Arguments are valid when they come here, dispatch.cc has looked: n >= 1, no Average, divisor not 0, cast of floating types,
+// dots and combine of float32 or float64.
 struct Table {
   const char* isa;
   void (*reduce)(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n, size_t count, const Finish& finish);
   void (*cast)(DType to, void* out, DType from, const void* in, size_t count);
+  void (*dots)(DType dtype, double* sums, const void* a, const void* b, size_t count);  // a.a, a.b, b.b
+  void (*combine)(DType dtype, void* out, const void* a, const void* b, size_t count, double x, double y);
 };
 
 // The tables of this build that this processor and operating system run, best first, "portable" last.

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "transport/handshake.h"
+#include "transport/monitor.h"
 
 namespace roundel::transport {
 
@@ -30,12 +30,12 @@ struct Peer {
 
 struct Rendezvous {
   std::vector<Peer> peers;
-  std::map<int, Fd> controls;  // rank 0: all others; elsewhere: rank 0
-  Fd data_listener;            // what peers[rank].address says
+  std::map<int, ControlLink> controls;  // rank 0: all others; elsewhere: rank 0
+  Fd data_listener;                     // what peers[rank].address says
 };
 
-// Throws Timeout naming the ranks that did not arrive (on every rank that did), HandshakeError, or Error when ranks were
-// started with different versions or settings.
+// Throws Timeout naming the ranks that did not arrive (on every rank that did), PeerLost naming one that arrived and went away,
+// HandshakeError, or Error when ranks were started with different versions or settings.
 Rendezvous meet(const Job& job, const Identity& identity, Deadline deadline);
 
 }  // namespace roundel::transport

@@ -23,16 +23,6 @@ bool has_usable_address(const Card& card) {
   return expected != 0 && card.address_length == expected;
 }
 
-Peer read_card(const Card& card) {
-  if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
-  Peer peer;
-  peer.address.storage = card.address;
-  peer.address.length = card.address_length;
-  const auto port = reinterpret_cast<const sockaddr_in*>(&card.address)->sin_port;  // at the same place in sockaddr_in6
-  peer.address = with_port(peer.address, ntohs(port));
-  return peer;
-}
-
 }  // namespace
 
 std::string Card::settings_text() const { return text_in(settings); }
@@ -43,14 +33,21 @@ std::string refusal(const Card& card, const Card& own) {
   return theirs == ours ? "" : "has '" + theirs + "' where rank 0 has '" + ours + "'";
 }
 
+Address address_of(const Card& card) {
+  Address address;
+  address.storage = card.address;
+  address.length = card.address_length;
+  return with_port(address, port_of(address));  // and its text
+}
+
 std::vector<Peer> read_cards(const std::vector<Card>& cards) {
   std::vector<Peer> peers;
   std::vector<std::array<uint8_t, 16>> hosts;
   for (const Card& card : cards) {
-    peers.push_back(read_card(card));
+    if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
     auto at = std::find(hosts.begin(), hosts.end(), card.host);
     if (at == hosts.end()) at = hosts.insert(hosts.end(), card.host);
-    peers.back().host = static_cast<int>(at - hosts.begin());
+    peers.push_back({static_cast<int>(at - hosts.begin()), address_of(card)});
   }
   return peers;
 }
@@ -61,10 +58,12 @@ void Verdict::set(Outcome what, const std::string& why) {
   *std::copy(fits.begin(), fits.end(), text) = '\0';
 }
 
-void Verdict::raise_unless_accepted(int rank) const {
-  const std::string why = text_in(text);
-  if (outcome == Missing) throw Timeout(format("rank %d: the job could not start: %s", rank, why.c_str()));
-  if (outcome != Accepted) throw Error(format("rank %d: the job could not start: %s", rank, why.c_str()));
+void Verdict::raise_unless_accepted(const Member& self) const {
+  if (outcome == Accepted) return;
+  const std::string why = format("rank %d: the job could not start: %s", self.rank, text_in(text).c_str());
+  if (outcome == Missing) throw Timeout(why);
+  if (outcome == Lost && lost >= 0 && lost < self.size) throw PeerLost(why, {lost}, self.epoch);
+  throw Error(why);
 }
 
 }  // namespace roundel::transport

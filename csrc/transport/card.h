@@ -11,7 +11,9 @@ struct Card {
   std::array<uint8_t, 16> host{};
   uint32_t address_length = 0;
   sockaddr_storage address{};
-  char settings[204] = {};  // must be equal on all ranks
+  int32_t process = 0;         // its number, among the processes that
+  uint64_t process_space = 0;  // this names (a pid namespace)
+  char settings[204] = {};     // must be equal on all ranks
 
   std::string settings_text() const;
 };
@@ -19,18 +21,22 @@ struct Card {
 // Why the card cannot be accepted beside rank 0's own: "has '...' where rank 0 has '...'", or "" when it can.
 std::string refusal(const Card& card, const Card& own);
 
+// Of a card that was not refused.
+Address address_of(const Card& card);
+
 // The table of all ranks. Throws Error when a card holds no usable address.
 std::vector<Peer> read_cards(const std::vector<Card>& cards);
 
 // What rank 0 makes of all cards.
 struct Verdict {
-  enum Outcome : uint32_t { Accepted, Missing, Refused };
+  enum Outcome : uint32_t { Accepted, Missing, Refused, Lost };
   Outcome outcome = Accepted;
-  char text[508] = {};
+  char text[504] = {};
+  int32_t lost = -1;  // which rank
 
   void set(Outcome what, const std::string& why);
-  // Throws Timeout or Error with the text. `rank`: this one.
-  void raise_unless_accepted(int rank) const;
+  // Throws Timeout, PeerLost or Error with the text.
+  void raise_unless_accepted(const Member& self) const;
 };
 
 }  // namespace roundel::transport

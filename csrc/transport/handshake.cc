@@ -15,7 +15,6 @@
 
 #include "base/error.h"
 #include "base/failpoint.h"
-#include "base/interrupt.h"
 #include "transport/stranger.h"
 
 namespace roundel::transport {
@@ -23,6 +22,7 @@ namespace {
 
 constexpr size_t kMaxStrangers = 64;
 constexpr size_t kAcceptsPerRound = 16;
+constexpr double kConnectSeconds = 2;   // for one try
 constexpr double kSilentSeconds = 0.1;  // when places are short: of one that has said nothing
 constexpr double kAnswerSeconds = 1;    // and of one that has said a good hello
 constexpr double kRefusedSeconds = 2;   // that a connector comes again when it is hung up on
@@ -32,16 +32,18 @@ std::span<const uint8_t> bytes_of(const T& value) {
   return {reinterpret_cast<const uint8_t*>(&value), sizeof value};
 }
 
-void wait_ready(int fd, short events, Deadline deadline, const char* what) {
+// False when the deadline has passed.
+bool is_ready(int fd, short events, const Patience& patience) {
   pollfd entry{fd, events, 0};
-  while (::poll(&entry, 1, deadline.milliseconds_left(100)) <= 0) {
-    check_interrupt();
-    if (deadline.passed()) throw Timeout(format("timed out while %s", what));
+  while (::poll(&entry, 1, patience.deadline.milliseconds_left(100)) <= 0) {
+    patience.check();
+    if (patience.deadline.passed()) return false;
   }
+  return true;
 }
 
 // One try: a connected socket, or none with errno set when nobody listens there.
-Fd try_connect(const Address& address, Deadline deadline) {
+Fd try_connect(const Address& address, const Patience& patience) {
   Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) throw system_error("socket", errno);
   const auto* to = reinterpret_cast<const sockaddr*>(&address.storage);
@@ -50,8 +52,8 @@ Fd try_connect(const Address& address, Deadline deadline) {
   } else if (address.storage.ss_family == AF_UNIX) {
     return fd;
   }
-  pollfd entry{fd.get(), POLLOUT, 0};
-  if (::poll(&entry, 1, deadline.milliseconds_left(2000)) <= 0) {
+  const Deadline answer = Deadline::after(std::min(kConnectSeconds, patience.deadline.seconds_left()));
+  if (!is_ready(fd.get(), POLLOUT, {answer, patience.look})) {
     errno = ETIMEDOUT;
     return {};
   }
@@ -93,22 +95,22 @@ void evict(std::list<Stranger>& strangers, Clock::time_point now) {
 }
 
 // Throws Error when the other end hangs up, which it does for many reasons, and Timeout.
-void say_hello(int fd, const Hello& hello, Reply& reply, Deadline deadline) {
-  send_all(fd, &hello, sizeof hello, deadline);
+void say_hello(int fd, const Hello& hello, Reply& reply, const Patience& patience) {
+  send_all(fd, &hello, sizeof hello, patience);
   failpoint::pass(failpoint::Point::StartHello);
-  recv_all(fd, &reply, sizeof reply, deadline);
+  recv_all(fd, &reply, sizeof reply, patience);
 }
 
-Fd connect_until(const Address& address, const Identity& self, int peer, Deadline deadline) {
-  Fd fd = try_connect(address, deadline);
+Fd connect_until(const Address& address, const Identity& self, int peer, const Patience& patience) {
+  Fd fd = try_connect(address, patience);
   while (!fd) {
     const int error = errno;
-    if (deadline.passed())
+    if (patience.deadline.passed())
       throw Timeout(
           format("rank %d: rank %d does not answer at %s: %s", self.rank, peer, address.text.c_str(), std::strerror(error)));
-    check_interrupt();
-    ::poll(nullptr, 0, deadline.milliseconds_left(20));
-    fd = try_connect(address, deadline);
+    patience.check();
+    ::poll(nullptr, 0, patience.deadline.milliseconds_left(20));
+    fd = try_connect(address, patience);
   }
   const int on = 1;
   if (address.storage.ss_family != AF_UNIX) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -260,6 +262,10 @@ Address with_port(Address address, uint16_t port) {
   return address;
 }
 
+uint16_t port_of(const Address& address) {
+  return ntohs(reinterpret_cast<const sockaddr_in*>(&address.storage)->sin_port);  // at the same place in sockaddr_in6
+}
+
 Fd listen_on(const Address& address) {
   Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) throw system_error("socket", errno);
@@ -271,7 +277,7 @@ Fd listen_on(const Address& address) {
   return fd;
 }
 
-void send_all(int fd, const void* data, size_t bytes, Deadline deadline) {
+void send_all(int fd, const void* data, size_t bytes, const Patience& patience) {
   const char* p = static_cast<const char*>(data);
   while (bytes > 0) {
     const ssize_t n = ::send(fd, p, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -279,14 +285,14 @@ void send_all(int fd, const void* data, size_t bytes, Deadline deadline) {
       p += n;
       bytes -= static_cast<size_t>(n);
     } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-      wait_ready(fd, POLLOUT, deadline, "sending");
+      if (!is_ready(fd, POLLOUT, patience)) throw Timeout("timed out while sending");
     } else if (n == 0 || errno != EINTR) {
       throw Error("the other end closed the connection");
     }
   }
 }
 
-void recv_all(int fd, void* data, size_t bytes, Deadline deadline) {
+void recv_all(int fd, void* data, size_t bytes, const Patience& patience) {
   char* p = static_cast<char*>(data);
   while (bytes > 0) {
     const ssize_t n = ::recv(fd, p, bytes, MSG_DONTWAIT);
@@ -294,81 +300,93 @@ void recv_all(int fd, void* data, size_t bytes, Deadline deadline) {
       p += n;
       bytes -= static_cast<size_t>(n);
     } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-      wait_ready(fd, POLLIN, deadline, "receiving");
+      if (!is_ready(fd, POLLIN, patience)) throw Timeout("timed out while receiving");
     } else if (n == 0 || errno != EINTR) {
       throw Error("the other end closed the connection");
     }
   }
 }
 
-void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+bool has_ended(int fd) {
+  char next;
+  ssize_t n;
+  do n = ::recv(fd, &next, 1, MSG_PEEK | MSG_DONTWAIT);
+  while (n < 0 && errno == EINTR);
+  return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, const Patience& patience) {
   const Hello hello = make_hello(self, peer, role);
   Reply reply;
   char word = 0;
   try {
-    say_hello(fd, hello, reply, deadline);
+    say_hello(fd, hello, reply, patience);
     if (!equal_in_constant_time(reply.proof, server_proof(self, hello, reply)))
       throw HandshakeError(
           format("rank %d: whoever answers at %s does not know the job token", self.rank, address.text.c_str()));
     const Digest proof = client_proof(self, hello, reply);
-    send_all(fd, proof.data(), proof.size(), deadline);
-    recv_all(fd, &word, 1, deadline);
+    send_all(fd, proof.data(), proof.size(), patience);
+    recv_all(fd, &word, 1, patience);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank %d at %s did not answer the handshake in time", self.rank, peer, address.text.c_str()));
   }
   if (word != kAdmitted) throw Error("the other end says something else");
 }
 
-Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline) {
+Fd connect_to(const Address& address, const Identity& self, int peer, Role role, const Patience& patience) {
   std::optional<Deadline> refused;  // until when to try again, once hung up on
   for (int attempt = 1;; ++attempt) {
     try {
-      Fd fd = connect_until(address, self, peer, refused.value_or(deadline));
-      prove_to(fd.get(), address, self, peer, role, refused.value_or(deadline));
+      const Patience rest{refused.value_or(patience.deadline), patience.look};
+      Fd fd = connect_until(address, self, peer, rest);
+      prove_to(fd.get(), address, self, peer, role, rest);
       return fd;
     } catch (const Error& error) {
+      patience.check();  // what ended the wait may have been its word
       const bool too_late = error.kind() == ErrorKind::Timeout && refused;
       if (error.kind() != ErrorKind::Generic && !too_late) throw;  // not hung up on
     }
-    if (!refused) refused = Deadline::after(std::min(kRefusedSeconds, deadline.seconds_left()));
+    if (!refused) refused = Deadline::after(std::min(kRefusedSeconds, patience.deadline.seconds_left()));
     const int pause = std::min(20 * attempt, 200);
     if (refused->seconds_left() * 1000 <= pause)
       throw HandshakeError(
           format("rank %d: rank %d at %s refused the connection: it belongs to another job, has another token, "
                  "number of ranks or epoch, or two processes claim rank %d",
                  self.rank, peer, address.text.c_str(), self.rank));
-    check_interrupt();
     ::poll(nullptr, 0, pause);
   }
 }
 
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                             Deadline deadline, std::string* obstacle) {
+                             const Patience& patience, std::string* obstacle) {
   std::map<int, Fd> one_each;
-  for (auto& [rank, fd] : accept_each(listen_fd, self, role, expected, 1, deadline, obstacle))
-    one_each.emplace(rank, std::move(fd));
+  const std::string why =
+      accept_each(listen_fd, self, role, expected, 1, patience, [&](int rank, Fd fd) { one_each[rank] = std::move(fd); });
+  if (obstacle != nullptr) *obstacle = why;
   return one_each;
 }
 
-std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                                   size_t each, Deadline deadline, std::string* obstacle) {
-  std::multimap<int, Fd> admitted;
+std::string accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, size_t each,
+                        const Patience& patience, const std::function<void(int rank, Fd connection)>& admit) {
+  std::map<int, size_t> owed;  // connections still to come, by rank
+  for (const int rank : expected) owed[rank] = each;
   std::list<Stranger> strangers;
   int shortage = 0;  // errno of the last accept() that failed for want of descriptors or memory
-  while (admitted.size() < expected.size() * each && !deadline.passed()) {
+  while (!owed.empty() && !patience.deadline.passed()) {
     // The listener only where there is room: who waits behind it would wake us all the time.
     const bool has_room = strangers.size() < kMaxStrangers && shortage == 0;
     std::vector<pollfd> entries{{has_room ? listen_fd : -1, POLLIN, 0}};
     for (const Stranger& stranger : strangers) entries.push_back({stranger.fd.get(), POLLIN, 0});
-    check_interrupt();
-    ::poll(entries.data(), entries.size(), deadline.milliseconds_left(has_room ? 100 : 10));
+    patience.check();
+    ::poll(entries.data(), entries.size(), patience.deadline.milliseconds_left(has_room ? 100 : 10));
     const Clock::time_point now = Clock::now();
     for (auto it = strangers.begin(); it != strangers.end();) {
       auto fate = it->advance(self, role);
       if (fate == Stranger::Fate::Pending && it->deadline.passed()) fate = Stranger::Fate::Dropped;
-      if (fate == Stranger::Fate::Admitted && std::find(expected.begin(), expected.end(), it->hello.from) != expected.end() &&
-          admitted.count(it->hello.from) < each && it->welcome())
-        admitted.emplace(it->hello.from, std::move(it->fd));
+      if (fate == Stranger::Fate::Admitted && owed.contains(it->hello.from) && it->welcome()) {
+        if (--owed[it->hello.from] == 0) owed.erase(it->hello.from);
+        admit(it->hello.from, std::move(it->fd));
+      }
       it = fate == Stranger::Fate::Pending ? std::next(it) : strangers.erase(it);
     }
     if (strangers.size() >= kMaxStrangers || shortage != 0) evict(strangers, now);
@@ -386,8 +404,7 @@ std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role rol
       strangers.back().fd = std::move(fd);
     }
   }
-  if (shortage != 0 && obstacle != nullptr) *obstacle = format("; accept: %s", std::strerror(shortage));
-  return admitted;
+  return shortage != 0 ? format("; accept: %s", std::strerror(shortage)) : "";
 }
 
 }  // namespace roundel::transport

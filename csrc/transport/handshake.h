@@ -15,6 +15,7 @@
 
 #include <sys/socket.h>
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/sha256.h"
+#include "transport/patience.h"
 
 namespace roundel::transport {
 
@@ -66,6 +68,7 @@ Address resolve(const std::string& host_and_port);
 Address local_address(int fd);
 // The same interface with another port (0: any).
 Address with_port(Address address, uint16_t port);
+uint16_t port_of(const Address& address);
 
 // Bound and listening, non-blocking, close-on-exec.
 Fd listen_on(const Address& address);
@@ -73,19 +76,21 @@ Fd listen_on(const Address& address);
 // Connects and authenticates as a connector, trying again until the deadline while nobody listens there yet, and for two
 // seconds when the other end hangs up: strangers may have crowded this one out. Throws Timeout, or HandshakeError when the
 // other end refuses or cannot prove that it knows the token.
-Fd connect_to(const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
+Fd connect_to(const Address& address, const Identity& self, int peer, Role role, const Patience& patience);
 
 // Accepts and authenticates until every rank of `expected` is there or the deadline passes; returns who came.
 // Strangers, other jobs and other epochs are dropped without an answer; so are other users at a unix socket.
 // When this process or host ran out of descriptors, `obstacle` says so at the end: "; accept: Too many open files".
 std::map<int, Fd> accept_all(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                             Deadline deadline, std::string* obstacle = nullptr);
-// The same with `each` connections from every rank.
-std::multimap<int, Fd> accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected,
-                                   size_t each, Deadline deadline, std::string* obstacle = nullptr);
+                             const Patience& patience, std::string* obstacle = nullptr);
+// The same with `each` connections from every rank, which `admit` gets one by one as they come. Returns the obstacle.
+std::string accept_each(int listen_fd, const Identity& self, Role role, const std::vector<int>& expected, size_t each,
+                        const Patience& patience, const std::function<void(int rank, Fd connection)>& admit);
 
 // Whole-buffer transfers with a deadline on a connection that is set up already; throw Timeout, or PeerGone's text as Error.
-void send_all(int fd, const void* data, size_t bytes, Deadline deadline);
-void recv_all(int fd, void* data, size_t bytes, Deadline deadline);
+void send_all(int fd, const void* data, size_t bytes, const Patience& patience);
+void recv_all(int fd, void* data, size_t bytes, const Patience& patience);
+// Whether the other end has closed, or its process has ended, and nothing is left to read.
+bool has_ended(int fd);
 
 }  // namespace roundel::transport

@@ -61,35 +61,50 @@ MonitorTimes MonitorTimes::from_settings(double start_seconds) {
   return {env::number("ROUNDEL_DEAD_SECONDS", 0.1, 1e6), start_seconds};
 }
 
-Monitor::Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake,
-                 MonitorTimes times)
+Monitor::Monitor(const Identity& identity, std::map<int, ControlLink> controls, std::function<void()> wake, MonitorTimes times)
     : identity_(identity),
       times_(times),
       wake_(std::move(wake)),
-      stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       next_beat_(Clock::now()),
       last_round_(next_beat_),
       left_(static_cast<size_t>(identity.size)) {
-  if (!stop_event_) throw system_error("eventfd", errno);
+  if (!event_) throw system_error("eventfd", errno);
   // Bytes that nobody acknowledges end the connection. (Keepalive alone does not: it rests while bytes are on their way.)
   const int limit = static_cast<int>(std::min(2e6, times_.dead_seconds + 1) * 1000);
-  for (auto& [rank, fd] : controls) {
-    ::setsockopt(fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof limit);
+  for (auto& [rank, link] : controls) {
+    ::setsockopt(link.connection.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof limit);
     Control& control = controls_[rank];
-    control.fd = std::move(fd);
+    control.fd = std::move(link.connection);
+    control.process = std::move(link.process);
+    control.pid = pid_of(control.process);
     control.heard = next_beat_ + seconds(std::max(0.0, times_.start_seconds - times_.dead_seconds));
-  }
-  for (Watch& watch : watches) {
-    const int pid = pid_of(watch.process);
-    watches_.push_back({std::move(watch), pid});
   }
   thread_ = std::thread([this] { watch(); });
 }
 
+void Monitor::add(std::vector<Watch> watches) {
+  {
+    const std::lock_guard lock(sending_);
+    for (Watch& watch : watches) {
+      const int pid = pid_of(watch.process);
+      added_.push_back({std::move(watch), pid});
+    }
+  }
+  poke();
+}
+
+void Monitor::take_added() {
+  const std::lock_guard lock(sending_);
+  for (WatchedProcess& watched : added_) watches_.push_back(std::move(watched));
+  added_.clear();
+}
+
+void Monitor::poke() { ::eventfd_write(event_.get(), 1); }
+
 Monitor::~Monitor() {
   stop_ = true;
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = ::write(stop_event_.get(), &one, sizeof one);
+  poke();
   thread_.join();
   std::vector<int> sockets;
   for (const auto& [rank, control] : controls_)
@@ -100,7 +115,8 @@ Monitor::~Monitor() {
 void Monitor::watch() {
   std::vector<pollfd> entries;
   while (!stop_) {
-    entries.assign(1, {stop_event_.get(), POLLIN, 0});
+    take_added();
+    entries.assign(1, {event_.get(), POLLIN, 0});
     for (const auto& [rank, control] : controls_) entries.push_back({control.fd.get(), POLLIN, 0});
     for (const WatchedProcess& watched : watches_) {
       entries.push_back({watched.watch.connection.get(), POLLIN, 0});
@@ -109,6 +125,8 @@ void Monitor::watch() {
     const double idle = attend(Clock::now());
     const int wait = idle < 0 ? -1 : static_cast<int>(std::min(idle, 1e6) * 1000) + 1;
     if (::poll(entries.data(), entries.size(), wait) < 0) continue;
+    eventfd_t pokes = 0;
+    ::eventfd_read(event_.get(), &pokes);
     size_t at = 1;
     for (auto& [rank, control] : controls_)
       if (entries[at++].revents != 0) read_control(rank, control);
@@ -283,9 +301,18 @@ void Monitor::lost_soon(int rank, const std::string& how) {
 void Monitor::lose_suspects(Clock::time_point now) {
   std::erase_if(suspects_, [&](const Suspect& suspect) {
     if (!is_known_lost(suspect.rank) && now < suspect.due) return false;
-    if (!is_known_lost(suspect.rank)) lost(suspect.rank, suspect.how);
+    if (!is_known_lost(suspect.rank)) {
+      const std::string cause = cause_of(suspect.rank);
+      lost(suspect.rank, cause.empty() ? suspect.how : "ended without shutdown: " + cause);
+    }
     return true;
   });
+}
+
+// Of one at the other end of a control connection, where its process is on this host.
+std::string Monitor::cause_of(int rank) const {
+  const auto found = controls_.find(rank);
+  return found == controls_.end() ? "" : how_it_ended(found->second.process, found->second.pid);
 }
 
 bool Monitor::is_known_lost(int rank) const {
@@ -465,8 +492,9 @@ void Monitor::leave(Deadline deadline) {
   failpoint::pass(failpoint::Point::LeaveBefore);
   {
     const std::lock_guard lock(sending_);
-    for (const auto& [watch, pid] : watches_)
-      if (watch.connection) ::send(watch.connection.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    for (const auto* watches : {&watches_, &added_})
+      for (const auto& [watch, pid] : *watches)
+        if (watch.connection) ::send(watch.connection.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   ControlMessage message = make_message();
   message.type = ControlMessage::Type::Left;

@@ -32,6 +32,12 @@ struct Watch {
   Fd process;
 };
 
+// A control connection, and a pidfd of the process at its other end where that is on this host: it tells how it ended.
+struct ControlLink {
+  Fd connection;
+  Fd process;
+};
+
 struct MonitorTimes {
   double dead_seconds = 10;   // of silence, after which a rank counts as lost
   double start_seconds = 60;  // how long a peer's first heartbeat may take: its sockets may open later than ours
@@ -61,9 +67,11 @@ class Monitor {
  public:
   // `controls`: on rank 0 a connection to every other rank, elsewhere one to rank 0. `wake` is called from the monitor's thread
   // after every change.
-  Monitor(const Identity& identity, std::map<int, Fd> controls, std::vector<Watch> watches, std::function<void()> wake,
-          MonitorTimes times = {});
+  Monitor(const Identity& identity, std::map<int, ControlLink> controls, std::function<void()> wake, MonitorTimes times = {});
   ~Monitor();
+
+  // Watches these as well; once, before leave().
+  void add(std::vector<Watch> watches);
 
   // Any thread; a relaxed load each while all is well.
   bool troubled() const { return troubled_.load(std::memory_order_acquire); }
@@ -104,6 +112,8 @@ class Monitor {
   };
   struct Control {
     Fd fd;
+    Fd process;
+    int pid = 0;
     Clock::time_point heard;  // when the peer said something last
     std::atomic<bool> excluded{false};
     size_t got = 0;  // of `incoming`
@@ -131,6 +141,8 @@ class Monitor {
   };
 
   void watch();
+  void poke();
+  void take_added();
   double attend(Clock::time_point now);
   void judge_silence(Clock::time_point now);
   void exclude(const std::vector<int>& ranks);
@@ -138,6 +150,7 @@ class Monitor {
   void lost(int rank, const std::string& how);
   void lost_soon(int rank, const std::string& how);
   void lose_suspects(Clock::time_point now);
+  std::string cause_of(int rank) const;
   bool is_known_lost(int rank) const;
   void mark_left(int rank);
   void read_control(int rank, Control& control);
@@ -152,10 +165,11 @@ class Monitor {
 
   Member identity_;
   MonitorTimes times_;
-  std::map<int, Control> controls_;  // the map itself never changes
-  std::vector<WatchedProcess> watches_;
+  std::map<int, Control> controls_;      // the map itself never changes
+  std::vector<WatchedProcess> watches_;  // the thread's; changed under sending_
+  std::vector<WatchedProcess> added_;    // for it to take; guarded by sending_
   std::function<void()> wake_;
-  Fd stop_event_;
+  Fd event_;  // wakes the thread
   std::atomic<bool> stop_{false};
   std::atomic<bool> troubled_{false};
   std::atomic<int> left_count_{0};

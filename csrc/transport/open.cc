@@ -1,5 +1,6 @@
 #include "transport/open.h"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -15,6 +16,9 @@
 
 namespace roundel::transport {
 namespace {
+
+constexpr char kStart[] = "the start";
+constexpr double kGiveUpSeconds = 0.1;
 
 enum class Mode { Auto, Shm, Tcp };
 
@@ -34,7 +38,7 @@ void check_job(const Job& job) {
 }
 
 std::map<int, StreamTransport::Channels> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
-                                                      Deadline deadline) {
+                                                      const Patience& patience) {
   std::map<int, Address> lower;
   std::vector<int> higher;
   for (int r = 0; r < world.size; ++r) {
@@ -46,7 +50,51 @@ std::map<int, StreamTransport::Channels> open_sockets(const World& world, const 
     else
       higher.push_back(r);
   }
-  return open_tcp(identity, met.data_listener.get(), lower, higher, deadline);
+  return open_tcp(identity, met.data_listener.get(), lower, higher, patience);
+}
+
+// Memory and connections to all others.
+void open_ways(World& world, const Identity& identity, const Rendezvous& met, bool shares_memory, const Patience& patience) {
+  if (shares_memory) {
+    world.memory = std::make_unique<SharedMemory>(identity, world.local, world.is_group);
+    world.memory->meet(identity, patience);
+  } else {
+    world.private_bell_state = std::make_unique<DoorbellState>();
+    Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!event) throw system_error("eventfd", errno);
+    world.private_bell = std::make_unique<Doorbell>(world.private_bell_state.get(), std::move(event));
+  }
+  std::vector<StreamTransport::Channels> channels(static_cast<size_t>(world.size));
+  for (auto& [rank, sockets] : open_sockets(world, identity, met, patience))
+    channels[static_cast<size_t>(rank)] = std::move(sockets);
+  if (world.memory != nullptr)
+    for (int i = 0; i < world.memory->size(); ++i)
+      if (i != world.memory->index())
+        channels[static_cast<size_t>(world.local[static_cast<size_t>(i)])].push_back(world.memory->channel(i));
+  world.transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world.bell(), world.spin);
+}
+
+// What ends the start of one rank ends everybody's, with the same word.
+void report_current(const Identity& identity, Monitor& monitor) {
+  try {
+    throw;
+  } catch (const PeerLost& error) {
+    monitor.report(error, error.ranks);
+    throw;
+  } catch (const Error& error) {
+    monitor.await_trouble(kStart);  // perhaps another one's end, of which the report is on its way
+    monitor.report(error, {});
+    throw;
+  } catch (const std::exception& error) {  // such as Ctrl-C
+    monitor.report(Error(format("rank %d: %s", identity.rank, error.what())), {});
+    throw;
+  }
+}
+
+// The others hear of it before they see connections end.
+void give_up(Monitor& monitor) {
+  monitor.leave(Deadline::after(0));
+  ::poll(nullptr, 0, static_cast<int>(kGiveUpSeconds * 1000));
 }
 
 }  // namespace
@@ -81,29 +129,28 @@ std::unique_ptr<World> open_world(const Job& job) {
   world->mixed = !one_host && mode != Mode::Tcp && *std::max_element(world->host.begin(), world->host.end()) + 1 < job.size;
   world->spin = spin_seconds(static_cast<int>(world->local.size()));
 
-  // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
-  std::vector<Watch> watches;
-  if (mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1)) {
-    world->memory = std::make_unique<SharedMemory>(identity, world->local, deadline, world->is_group);
-    watches = world->memory->take_watches();
-  } else {
-    world->private_bell_state = std::make_unique<DoorbellState>();
-    Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!event) throw system_error("eventfd", errno);
-    world->private_bell = std::make_unique<Doorbell>(world->private_bell_state.get(), std::move(event));
-  }
-
-  std::vector<StreamTransport::Channels> channels(static_cast<size_t>(job.size));
-  for (auto& [rank, sockets] : open_sockets(*world, identity, met, deadline))
-    channels[static_cast<size_t>(rank)] = std::move(sockets);
-  if (world->memory != nullptr)
-    for (int i = 0; i < world->memory->size(); ++i)
-      if (i != world->memory->index())
-        channels[static_cast<size_t>(world->local[static_cast<size_t>(i)])].push_back(world->memory->channel(i));
-  world->transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world->bell(), world->spin);
+  // The failure detector comes first: whoever dies from now on is noticed by all that still wait for something.
+  const auto bell = std::make_shared<std::atomic<const Doorbell*>>(nullptr);
   world->monitor = std::make_unique<Monitor>(
-      identity, std::move(met.controls), std::move(watches), [bell = &world->bell()] { bell->ring(); },
+      identity, std::move(met.controls),
+      [bell] {
+        if (const Doorbell* ready = bell->load(std::memory_order_acquire)) ready->ring();
+      },
       MonitorTimes::from_settings(job.start_timeout));
+  try {
+    // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
+    open_ways(*world, identity, met, mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1),
+              {deadline, [&world] { world->monitor->raise_trouble(kStart); }});
+  } catch (...) {
+    try {
+      report_current(identity, *world->monitor);
+    } catch (...) {
+      give_up(*world->monitor);
+      throw;
+    }
+  }
+  bell->store(&world->bell(), std::memory_order_release);
+  if (world->memory != nullptr) world->monitor->add(world->memory->take_watches());
   log::info(format("%d ranks on %d hosts, %zu here, %s", job.size,
                    *std::max_element(world->host.begin(), world->host.end()) + 1, world->local.size(),
                    world->all_local           ? "shared memory"

@@ -5,7 +5,6 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -17,7 +16,7 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
-#include "base/interrupt.h"
+#include "base/process.h"
 
 namespace roundel::transport {
 
@@ -37,8 +36,9 @@ struct SegmentHeader {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = 2u << 20;
 constexpr size_t kLeastArena = size_t{16} << 30, kLeastGroupArena = size_t{4} << 30;
+
+constexpr double kCauseSeconds = 0.1;  // between the end of a process's connections and its own
 
 // From the segment's owner to one peer. Head and tail count bytes since the start and never wrap in practice.
 struct Ring {
@@ -105,7 +105,7 @@ void send_descriptors(int socket, int memory, int event) {
   if (::sendmsg(socket, &message, MSG_NOSIGNAL) != 1) throw system_error("hand shared memory to a peer", errno);
 }
 
-std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
+std::pair<Fd, Fd> receive_descriptors(int socket, const Patience& patience) {
   char byte = 0;
   iovec payload{&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))];
@@ -127,8 +127,8 @@ std::pair<Fd, Fd> receive_descriptors(int socket, Deadline deadline) {
     if (got == 1 && came.size() == 2 && (message.msg_flags & MSG_CTRUNC) == 0) return {std::move(came[0]), std::move(came[1])};
     if (got >= 0 || (errno != EAGAIN && errno != EINTR))
       throw Error("a peer closed the connection before it shared its memory, or sent something else");
-    if (deadline.passed()) throw Timeout("timed out while waiting for a peer's shared memory");
-    check_interrupt();
+    if (patience.deadline.passed()) throw Timeout("timed out while waiting for a peer's shared memory");
+    patience.check();
     ::usleep(200);
   }
 }
@@ -142,6 +142,19 @@ pid_t check_peer(int socket, int rank) {
     throw HandshakeError(
         format("rank %d runs as user %u, this process as %u: they cannot share memory", rank, peer.uid, ::geteuid()));
   return peer.pid;
+}
+
+// A step of the exchange with a peer. Should it fail because the peer's process ends, the error says so.
+void while_it_lives(const Watch& peer, const Identity& self, const Patience& patience, const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const Error& error) {
+    patience.check();  // it may have gone for a reason that is known
+    if (error.kind() != ErrorKind::Generic || !has_ended(peer.connection.get())) throw;
+    const std::string cause = how_it_ends(peer.process, kCauseSeconds);
+    throw PeerLost(format("rank %d ended during the start%s%s", peer.rank, cause.empty() ? "" : ": ", cause.c_str()),
+                   {peer.rank}, self.epoch);
+  }
 }
 
 class RingChannel final : public Channel {
@@ -203,8 +216,8 @@ class RingChannel final : public Channel {
 
 std::byte* Arena::allocate(size_t bytes) {
   const size_t want = round_up(std::max<size_t>(bytes, 1), bytes >= kPage ? kPage : 64);
-  const size_t align = bytes >= kPage ? kPage : 64;
-  const std::lock_guard lock(mutex_);
+  const size_t align = bytes >= kHugePage ? kHugePage : bytes >= kPage ? kPage : 64;
+  std::unique_lock lock(mutex_);
   size_t at = 0;
   for (const auto& [offset, length] : used_) {  // first fit
     if (offset >= at && offset - at >= want) break;
@@ -214,6 +227,8 @@ std::byte* Arena::allocate(size_t bytes) {
     throw Error(
         format("the shared-memory arena of %zu bytes has no room for %zu more; raise ROUNDEL_ARENA_BYTES", bytes_, bytes));
   used_[at] = want;
+  lock.unlock();
+  use_huge_pages(base_ + at, want);
   return base_ + at;
 }
 
@@ -231,65 +246,77 @@ std::optional<size_t> Arena::offset_of(const void* data, size_t bytes) const {
   return static_cast<size_t>(p - base_);
 }
 
-SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group)
-    : ranks_(ranks) {
+SharedMemory::SharedMemory(const Identity& identity, const std::vector<int>& ranks, bool group)
+    : ranks_(ranks), segments_(ranks.size()), bells_(ranks.size()), processes_(ranks.size()) {
   const int count = static_cast<int>(ranks.size());
-  index_ = static_cast<int>(std::find(ranks.begin(), ranks.end(), identity.rank) - ranks.begin());
-  ROUNDEL_CHECK(index_ < count);
-  segments_.resize(ranks.size());
-  bells_.resize(ranks.size());
-
-  processes_.resize(ranks.size());
+  index_ = static_cast<int>(index_of(identity.rank));
   fill_random({reinterpret_cast<uint8_t*>(&probe_), sizeof probe_});
-
-  const Fd memory = make_segment(identity, count, arena_offset(count) + arena_bytes(ranks.size(), group), probe_);
-  const Fd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!event) throw system_error("eventfd", errno);
-  adopt(index_, Fd(::fcntl(memory.get(), F_DUPFD_CLOEXEC, 0)), Fd(::fcntl(event.get(), F_DUPFD_CLOEXEC, 0)));
-
-  // Lower ranks listen, higher ones connect; then both hand over their descriptors.
-  const Fd listener = listen_on(unix_address(identity, identity.rank));
-  std::map<int, Fd> connections;
-  for (int i = 0; i < index_; ++i)
-    connections[ranks[static_cast<size_t>(i)]] = connect_to(unix_address(identity, ranks[static_cast<size_t>(i)]), identity,
-                                                            ranks[static_cast<size_t>(i)], Role::Memory, deadline);
-  const std::vector<int> higher(ranks.begin() + index_ + 1, ranks.end());
-  for (auto& [rank, fd] : accept_all(listener.get(), identity, Role::Memory, higher, deadline))
-    connections[rank] = std::move(fd);
-  std::vector<int> missing;
-  for (const int rank : higher)
-    if (!connections.contains(rank)) missing.push_back(rank);
-  if (!missing.empty())
-    throw Timeout(format("rank %d: no shared memory from rank %s in time", identity.rank, join_ranks(missing).c_str()));
-
-  failpoint::pass(failpoint::Point::StartBeforeMemory);
-  for (auto& [rank, fd] : connections) {
-    const pid_t process = check_peer(fd.get(), rank);
-    processes_[static_cast<size_t>(std::find(ranks.begin(), ranks.end(), rank) - ranks.begin())] = process;
-    send_descriptors(fd.get(), memory.get(), event.get());
-    Fd watched = process > 0 ? Fd(static_cast<int>(::syscall(SYS_pidfd_open, process, 0))) : Fd();
-    watches_.push_back({rank, std::move(fd), std::move(watched)});
-  }
-  failpoint::pass(failpoint::Point::StartAfterMemory);
-  for (const Watch& watch : watches_) {
-    auto [peer_memory, peer_event] = receive_descriptors(watch.connection.get(), deadline);
-    const int index = static_cast<int>(std::find(ranks.begin(), ranks.end(), watch.rank) - ranks.begin());
-    adopt(index, std::move(peer_memory), std::move(peer_event));
-    const auto* header = reinterpret_cast<const SegmentHeader*>(segments_[static_cast<size_t>(index)].data());
-    if (header->magic != SegmentHeader::kMagic || header->rank != watch.rank || header->epoch != identity.epoch ||
-        header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks.size() ||
-        header->total_bytes != segments_[static_cast<size_t>(index)].bytes())
-      throw HandshakeError(format("rank %d shares memory of another layout: do all ranks run the same version?", watch.rank));
-    const bool reads = env::flag("ROUNDEL_SINGLE_COPY") && can_read(index);
-    send_all(watch.connection.get(), &reads, 1, deadline);
-  }
-  readable_ = true;
-  for (const Watch& watch : watches_) {
-    uint8_t peer_reads = 0;
-    recv_all(watch.connection.get(), &peer_reads, 1, deadline);
-    readable_ &= peer_reads == 1;
-  }
+  memory_ = make_segment(identity, count, arena_offset(count) + arena_bytes(ranks.size(), group), probe_);
+  event_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event_) throw system_error("eventfd", errno);
+  adopt(index_, Fd(::fcntl(memory_.get(), F_DUPFD_CLOEXEC, 0)), Fd(::fcntl(event_.get(), F_DUPFD_CLOEXEC, 0)));
   arena_ = std::make_unique<Arena>(arena_base(index_), segments_[static_cast<size_t>(index_)].bytes() - arena_offset(count));
+}
+
+void SharedMemory::meet(const Identity& identity, const Patience& patience) {
+  connect_all(identity, patience);
+  failpoint::pass(failpoint::Point::StartBeforeMemory);
+  for (const Watch& peer : watches_)
+    while_it_lives(peer, identity, patience, [&] { send_descriptors(peer.connection.get(), memory_.get(), event_.get()); });
+  failpoint::pass(failpoint::Point::StartAfterMemory);
+  for (const Watch& peer : watches_) while_it_lives(peer, identity, patience, [&] { take_memory(peer, identity, patience); });
+  readable_ = true;
+  for (const Watch& peer : watches_)
+    while_it_lives(peer, identity, patience, [&] {
+      uint8_t peer_reads = 0;
+      recv_all(peer.connection.get(), &peer_reads, 1, patience);
+      readable_ &= peer_reads == 1;
+    });
+  memory_.reset();
+  event_.reset();
+}
+
+size_t SharedMemory::index_of(int rank) const {
+  const auto at = std::find(ranks_.begin(), ranks_.end(), rank);
+  ROUNDEL_CHECK(at != ranks_.end());
+  return static_cast<size_t>(at - ranks_.begin());
+}
+
+// Lower ranks listen, higher ones connect.
+void SharedMemory::connect_all(const Identity& identity, const Patience& patience) {
+  const Fd listener = listen_on(unix_address(identity, identity.rank));
+  std::vector<int> higher;
+  for (const int rank : ranks_) {
+    if (rank < identity.rank)
+      greet(rank, connect_to(unix_address(identity, rank), identity, rank, Role::Memory, patience));
+    else if (rank > identity.rank)
+      higher.push_back(rank);
+  }
+  const std::string obstacle = accept_each(listener.get(), identity, Role::Memory, higher, 1, patience,
+                                           [this](int rank, Fd connection) { greet(rank, std::move(connection)); });
+  for (const Watch& peer : watches_) std::erase(higher, peer.rank);
+  if (!higher.empty())
+    throw Timeout(format("rank %d: no shared memory from rank %s in time%s", identity.rank, join_ranks(higher).c_str(),
+                         obstacle.c_str()));
+}
+
+void SharedMemory::greet(int rank, Fd connection) {
+  const pid_t process = check_peer(connection.get(), rank);
+  processes_[index_of(rank)] = process;
+  watches_.push_back({rank, std::move(connection), open_process(process)});
+}
+
+void SharedMemory::take_memory(const Watch& from, const Identity& identity, const Patience& patience) {
+  auto [memory, event] = receive_descriptors(from.connection.get(), patience);
+  const size_t index = index_of(from.rank);
+  adopt(static_cast<int>(index), std::move(memory), std::move(event));
+  const auto* header = reinterpret_cast<const SegmentHeader*>(segments_[index].data());
+  if (header->magic != SegmentHeader::kMagic || header->rank != from.rank || header->epoch != identity.epoch ||
+      header->collective_bytes != kCollectiveBytes || header->ring_bytes != sizeof(Ring) * ranks_.size() ||
+      header->total_bytes != segments_[index].bytes())
+    throw HandshakeError(format("rank %d shares memory of another layout: do all ranks run the same version?", from.rank));
+  const bool reads = env::flag("ROUNDEL_SINGLE_COPY") && can_read(static_cast<int>(index));
+  send_all(from.connection.get(), &reads, 1, patience);
 }
 
 SharedMemory::~SharedMemory() = default;

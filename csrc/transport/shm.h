@@ -44,10 +44,13 @@ class Arena {
 // What this rank sees of its host's ranks. Indices are local: 0..local_size-1.
 class SharedMemory {
  public:
-  // Exchanges descriptors with the host's other ranks over authenticated unix sockets. `ranks`: the global ranks, ascending.
-  // A group's arena is smaller than the job's.
-  SharedMemory(const Identity& identity, const std::vector<int>& ranks, Deadline deadline, bool group = false);
+  // Makes this rank's segment. `ranks`: the global ranks, ascending. A group's arena is smaller than the job's.
+  SharedMemory(const Identity& identity, const std::vector<int>& ranks, bool group = false);
   ~SharedMemory();
+
+  // Exchanges descriptors with the host's other ranks over authenticated unix sockets; before anything below. Throws Timeout,
+  // PeerLost, HandshakeError, Error, and leaves the connections open then: others must not take their end for this rank's.
+  void meet(const Identity& identity, const Patience& patience);
 
   int index() const { return index_; }
   int size() const { return static_cast<int>(segments_.size()); }
@@ -72,11 +75,16 @@ class SharedMemory {
   std::vector<Watch> take_watches() { return std::move(watches_); }
 
  private:
+  size_t index_of(int rank) const;
+  void connect_all(const Identity& identity, const Patience& patience);
+  void greet(int rank, Fd connection);
+  void take_memory(const Watch& from, const Identity& identity, const Patience& patience);
   void adopt(int index, Fd memory, Fd event);
   bool can_read(int index) const;
 
   std::vector<int> ranks_;
   int index_ = 0;
+  Fd memory_, event_;  // to hand out, until all are met
   std::vector<Mapping> segments_;
   std::vector<Doorbell> bells_;
   std::vector<Watch> watches_;

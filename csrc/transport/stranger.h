@@ -57,6 +57,6 @@ bool is_connected_to_itself(int fd);
 
 // The connector's side, on a connected socket, until it is let in. Throws HandshakeError when the other end cannot prove that
 // it knows the token, Timeout, or a plain Error when it hangs up. `address`: for error texts.
-void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, Deadline deadline);
+void prove_to(int fd, const Address& address, const Identity& self, int peer, Role role, const Patience& patience);
 
 }  // namespace roundel::transport

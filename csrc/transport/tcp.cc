@@ -59,15 +59,14 @@ std::unique_ptr<Channel> socket_channel(Fd socket) { return std::make_unique<Tcp
 
 std::map<int, std::vector<std::unique_ptr<Channel>>> open_tcp(const Identity& identity, int listen_fd,
                                                               const std::map<int, Address>& lower,
-                                                              const std::vector<int>& higher, Deadline deadline) {
+                                                              const std::vector<int>& higher, const Patience& patience) {
   const auto sockets = static_cast<size_t>(env::number("ROUNDEL_TCP_SOCKETS", 1, 16));
   std::map<int, std::vector<std::unique_ptr<Channel>>> channels;
   for (const auto& [rank, address] : lower)
     for (size_t i = 0; i < sockets; ++i)
-      channels[rank].push_back(socket_channel(connect_to(address, identity, rank, Role::Data, deadline)));
-  std::string obstacle;
-  for (auto& [rank, fd] : accept_each(listen_fd, identity, Role::Data, higher, sockets, deadline, &obstacle))
-    channels[rank].push_back(socket_channel(std::move(fd)));
+      channels[rank].push_back(socket_channel(connect_to(address, identity, rank, Role::Data, patience)));
+  const std::string obstacle = accept_each(listen_fd, identity, Role::Data, higher, sockets, patience,
+                                           [&](int rank, Fd fd) { channels[rank].push_back(socket_channel(std::move(fd))); });
   std::vector<int> missing;
   for (const int rank : higher)
     if (channels[rank].size() < sockets) missing.push_back(rank);

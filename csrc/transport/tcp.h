@@ -14,7 +14,7 @@ namespace roundel::transport {
 // missing.
 std::map<int, std::vector<std::unique_ptr<Channel>>> open_tcp(const Identity& identity, int listen_fd,
                                                               const std::map<int, Address>& lower,
-                                                              const std::vector<int>& higher, Deadline deadline);
+                                                              const std::vector<int>& higher, const Patience& patience);
 
 // A connected stream socket of any family as a channel.
 std::unique_ptr<Channel> socket_channel(Fd socket);

@@ -1,4 +1,4 @@
-"""`roundel`: what this installation is and finds on this machine; a reader of flight records."""
+"""`roundel`: what this installation is and finds on this machine; a reader of flight records, a merger of timelines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ def main(argv: list[str] | None = None) -> int:
         "flight", allow_abbrev=False, help="read the flight records of a job's ranks and say where they part", add_help=False
     )
     flight.add_argument("rest", nargs=argparse.REMAINDER)
+    timeline = commands.add_parser(
+        "timeline", allow_abbrev=False, help="merge timelines and profiler traces into one", add_help=False
+    )
+    timeline.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
+    if options.command == "timeline":
+        from roundel.timeline import main as merge_timelines
+
+        return merge_timelines(options.rest)
     if options.command == "flight":
         from roundel.flight import main as read_records
 

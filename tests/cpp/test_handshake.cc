@@ -468,7 +468,8 @@ std::string refuses_memory(int memory, int extra = 1) {
   std::string said;
   std::thread victim([&] {
     try {
-      const SharedMemory shared(member(0, 2), {0, 1}, Deadline::after(3));
+      SharedMemory shared(member(0, 2), {0, 1});
+      shared.meet(member(0, 2), Deadline::after(3));
       said = "accepted";
     } catch (const Error& error) {
       said = error.what();
@@ -552,11 +553,50 @@ TEST(a_card_with_lies_is_refused) {
 }
 
 TEST(a_verdict_that_nobody_knows_is_no_acceptance) {
+  const Member self{0, 3, 1};
   Verdict verdict;
-  verdict.raise_unless_accepted(0);
+  verdict.raise_unless_accepted(self);
   std::memset(verdict.text, 'y', sizeof verdict.text);
-  for (const uint32_t outcome : {1u, 2u, 3u, 0xffffffffu}) {
+  for (const uint32_t outcome : {1u, 2u, 3u, 4u, 0xffffffffu}) {
     verdict.outcome = static_cast<Verdict::Outcome>(outcome);
-    CHECK_THROWS(verdict.raise_unless_accepted(0), Error);
+    CHECK_THROWS(verdict.raise_unless_accepted(self), Error);
   }
+  verdict.outcome = Verdict::Lost;
+  verdict.lost = 2;
+  CHECK_THROWS(verdict.raise_unless_accepted(self), PeerLost);
+  for (const int nobody : {-1, 3}) {
+    verdict.lost = nobody;
+    try {
+      verdict.raise_unless_accepted(self);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::Generic);
+    }
+  }
+}
+
+TEST(without_descriptors_the_memory_of_peers_is_missed_and_the_text_says_why) {
+  rlimit limit{};
+  CHECK_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const Fd next(::dup(0));  // descriptors below this number are in use
+  std::string said;
+  for (rlim_t more = 1; more < 12; ++more) {  // enough for what is made first, and not for the peer
+    std::thread peer([] {
+      try {
+        connect_to(unix_address(member(0, 2), 0), member(1, 2), 0, Role::Memory, Deadline::after(0.3));
+      } catch (const Error&) {
+      }
+    });
+    const rlimit low{static_cast<rlim_t>(next.get()) + more, limit.rlim_max};
+    CHECK_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+    try {
+      SharedMemory memory(member(0, 2), {0, 1});
+      memory.meet(member(0, 2), Deadline::after(0.2));
+    } catch (const Error& error) {
+      said += error.what() + std::string("\n");
+    }
+    CHECK_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    peer.join();
+  }
+  CHECK(contains(said, "no shared memory from rank 1 in time; accept: Too many open files"));
 }

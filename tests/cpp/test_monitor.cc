@@ -1,6 +1,7 @@
 // The failure detector on socket pairs in one process: what each rank's monitor makes of deaths, silence and goodbyes.
 #include "transport/monitor.h"
 
+#include <linux/sched.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -41,8 +42,9 @@ std::pair<Fd, Fd> connected_by_tcp() {
 }
 
 std::unique_ptr<Monitor> monitor(int rank, int size, std::map<int, Fd> controls, double start = kDead) {
-  return std::make_unique<Monitor>(
-      Identity({}, rank, size, 1), std::move(controls), std::vector<Watch>{}, [] {}, MonitorTimes{kDead, start});
+  std::map<int, ControlLink> links;
+  for (auto& [peer, fd] : controls) links[peer].connection = std::move(fd);
+  return std::make_unique<Monitor>(Identity({}, rank, size, 1), std::move(links), [] {}, MonitorTimes{kDead, start});
 }
 
 bool becomes_troubled(const Monitor& m, double seconds) {
@@ -289,25 +291,64 @@ TEST(a_rank_that_left_and_closed_costs_its_host_mates_no_wait) {
     pairs.push_back(connected());
     watches.push_back({rank, std::move(pairs.back().first), Fd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)))});
   }
-  const Monitor m0(Identity({}, 0, 31, 1), {}, std::move(watches), [] {}, MonitorTimes{kDead, kDead});
+  const auto m0 = monitor(0, 31, {});
+  m0->add(std::move(watches));
   const auto start = Clock::now();
   for (auto& [mine, theirs] : pairs) {
     CHECK_EQ(::send(theirs.get(), "L", 1, MSG_NOSIGNAL), 1);
     theirs.reset();
   }
-  while (!m0.troubled() && Clock::now() - start < std::chrono::milliseconds(50)) ::poll(nullptr, 0, 1);
-  CHECK(!m0.troubled());
-  CHECK(m0.somebody_left());
+  while (!m0->troubled() && Clock::now() - start < std::chrono::milliseconds(50)) ::poll(nullptr, 0, 1);
+  CHECK(!m0->troubled());
+  CHECK(m0->somebody_left());
 }
 
 TEST(a_closed_connection_of_a_process_that_lives_is_a_loss_after_a_moment) {
   auto [mine, theirs] = connected();
   std::vector<Watch> watches;
   watches.push_back({1, std::move(mine), Fd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)))});
-  const Monitor m0(Identity({}, 0, 2, 1), {}, std::move(watches), [] {}, MonitorTimes{kDead, kDead});
+  const auto m0 = monitor(0, 2, {});
+  m0->add(std::move(watches));
+  theirs.reset();
+  CHECK(becomes_troubled(*m0, 1));
+  CHECK(trouble_of(*m0).find("rank 1 closed its connection without shutdown") != std::string::npos);
+}
+
+TEST(the_end_of_a_control_connection_tells_how_its_process_ended) {
+  auto [mine, theirs] = connected_by_tcp();
+  const pid_t pid = ::fork();
+  if (pid == 0) ::poll(nullptr, 0, -1);  // holds no copy: descriptors of the library are closed in children
+  std::map<int, ControlLink> links;
+  links[1] = {std::move(mine), open_process(pid)};
+  const Monitor m0(Identity({}, 0, 2, 1), std::move(links), [] {}, MonitorTimes{kDead, kDead});
+  ::kill(pid, SIGKILL);
   theirs.reset();
   CHECK(becomes_troubled(m0, 1));
-  CHECK(trouble_of(m0).find("rank 1 closed its connection without shutdown") != std::string::npos);
+  CHECK(trouble_of(m0).find("rank 1 ended without shutdown: killed by signal 9 (Killed)") != std::string::npos);
+  ::waitpid(pid, nullptr, 0);
+}
+
+TEST(a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it) {
+  const pid_t pid = ::fork();
+  if (pid == 0) ::poll(nullptr, 0, -1);
+  const Fd pidfd = open_process(pid);
+  ::kill(pid, SIGKILL);
+  ::waitpid(pid, nullptr, 0);
+  clone_args arguments{};
+  arguments.exit_signal = SIGCHLD;
+  arguments.set_tid = reinterpret_cast<uint64_t>(&pid);
+  arguments.set_tid_size = 1;
+  const auto successor = static_cast<pid_t>(::syscall(SYS_clone3, &arguments, sizeof arguments));
+  if (successor == 0) ::_exit(7);
+  if (successor < 0) return;  // only root may choose numbers
+  CHECK_EQ(successor, pid);
+  pollfd ended{pidfd.get(), POLLIN, 0};
+  CHECK_EQ(::poll(&ended, 1, 0), 1);  // the watched one is as dead as before
+  const Fd other = open_process(successor);
+  CHECK_EQ(how_it_ends(other, 5), "exit code 7");
+  const std::string text = how_it_ended(pidfd, pid);
+  CHECK(text.empty() || text == "killed by signal 9 (Killed)");
+  ::waitpid(successor, nullptr, 0);
 }
 
 TEST(how_a_process_ended_is_known_to_others_than_its_parent) {

@@ -1,66 +1,15 @@
 // Whole worlds in one process: ranks are threads, each with its own world and communicator, over shared memory, TCP and both.
 // This is what the sanitizers look at: every layer from the rendezvous to the collectives, under every thread that calls them.
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <functional>
-#include <thread>
-
-#include "base/error.h"
-#include "check.h"
-#include "comm/communicator.h"
+#include "ranks.h"
 
 using namespace roundel;
+using namespace roundel::test;
 using comm::Communicator;
 using comm::Operation;
 
 namespace {
-
-enum class Wires { Shm, Tcp, Mixed };
-const Wires kWires[] = {Wires::Shm, Wires::Tcp, Wires::Mixed};
-
-// Hosts that are pretended decide what travels how: all alike is shared memory, all different is TCP.
-std::string host_of(Wires wires, int rank) {
-  return wires == Wires::Shm ? "one" : "host " + std::to_string(wires == Wires::Tcp ? rank : rank % 2);
-}
-
-std::mutex g_mutex;  // of CHECK, whose counter is not for threads
-
-void expect(bool fine, int line, const std::string& what) {
-  const std::lock_guard lock(g_mutex);
-  if (!fine) test::fail(__FILE__, line, what);
-}
-#define EXPECT(condition) expect((condition), __LINE__, #condition)
-
-// Runs `body` as every rank of a new job. The rendezvous listens beforehand, as under a launcher.
-void run_ranks(int size, Wires wires, const std::function<void(Communicator&)>& body, double timeout = 20) {
-  const Fd listener = transport::listen_on(transport::resolve("127.0.0.1:0"));
-  const std::string rendezvous = transport::local_address(listener.get()).text;
-  static std::atomic<uint8_t> jobs{0};
-  const uint8_t job_number = ++jobs;
-  std::vector<std::thread> ranks;
-  for (int r = 0; r < size; ++r)
-    ranks.emplace_back([&, r] {
-      transport::Job job;
-      job.token.fill(job_number);
-      job.rank = r;
-      job.size = size;
-      job.rendezvous = rendezvous;
-      job.rendezvous_fd = r == 0 ? listener.get() : -1;
-      job.start_timeout = timeout;
-      job.host = host_of(wires, r);
-      try {
-        const auto comm = Communicator::open(transport::open_world(job));
-        body(*comm);
-        comm->leave(timeout);
-      } catch (const std::exception& error) {
-        expect(false, __LINE__, format("rank %d: %s", r, error.what()));
-      }
-    });
-  for (std::thread& rank : ranks) rank.join();
-}
 
 View view(std::vector<float>& v) { return {reinterpret_cast<std::byte*>(v.data()), v.size(), DType::Float32}; }
 
@@ -133,7 +82,7 @@ template <class Expected>
 void expect_error(Communicator& comm, Operation operation, int line) {
   try {
     comm.run(std::move(operation));
-    expect(false, line, "no error");
+    expect(false, __FILE__, line, "no error");
   } catch (const Expected&) {
   }
 }
@@ -163,6 +112,18 @@ TEST(ranks_as_threads_reduce_in_the_arena) {
     });
 }
 
+TEST(memory_of_the_arena_is_zero_when_it_comes_and_comes_again) {
+  run_ranks(2, kWires[0], [](Communicator& comm) {
+    for (const size_t bytes : {size_t{100'000}, size_t{5} << 20})  // small pages, huge ones and small ones
+      for (int round = 0; round < 2; ++round) {
+        std::byte* data = comm.allocate(bytes);
+        EXPECT(std::all_of(data, data + bytes, [](std::byte b) { return b == std::byte{0}; }));
+        std::fill_n(data, bytes, std::byte{1});
+        comm.release(data);
+      }
+  });
+}
+
 TEST(ranks_as_threads_start_operations_from_several_threads) {
   for (const Wires wires : kWires)
     run_ranks(3, wires, [](Communicator& comm) {
@@ -181,7 +142,7 @@ TEST(ranks_as_threads_start_operations_from_several_threads) {
               }
               request->wait();
             } catch (const std::exception& error) {
-              expect(false, __LINE__, error.what());
+              expect(false, __FILE__, __LINE__, error.what());
             }
             EXPECT(out == std::vector<float>(in.size(), rank_sum(3)));
           }

@@ -24,13 +24,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   int pairs[2][2];
   for (auto& pair : pairs)
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) std::abort();
-  std::map<int, Fd> controls;
-  controls[1] = Fd(pairs[0][0]);
-  controls[2] = Fd(pairs[1][0]);
+  std::map<int, ControlLink> controls;
+  controls[1].connection = Fd(pairs[0][0]);
+  controls[2].connection = Fd(pairs[1][0]);
   Fd theirs(pairs[0][1]), others(pairs[1][1]);
   ::send(theirs.get(), words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   ::shutdown(theirs.get(), SHUT_WR);
-  Monitor monitor(Identity(Token{}, 0, 3, 1), std::move(controls), {}, [] {});
+  Monitor monitor(Identity(Token{}, 0, 3, 1), std::move(controls), [] {});
   for (int i = 0; i < 1000 && !monitor.troubled() && !monitor.somebody_left(); ++i) ::poll(nullptr, 0, 1);
   try {
     monitor.raise_if_left({1, 2}, "fuzzing");

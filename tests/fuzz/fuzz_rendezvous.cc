@@ -13,7 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Verdict verdict;
   std::memcpy(&verdict, data, std::min(size, sizeof verdict));
   try {
-    verdict.raise_unless_accepted(1);
+    verdict.raise_unless_accepted({1, 8, 1});
   } catch (const Error&) {
   }
   std::vector<Card> cards(std::max<size_t>(1, std::min<size_t>(size / sizeof(Card), 8)));

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import select
 import subprocess
@@ -19,6 +21,15 @@ DEAD = 2.0  # ROUNDEL_DEAD_SECONDS of these jobs
 WATCHDOG = 60
 
 
+def sockets_of(pid: int) -> set[str]:
+    """Inodes of its sockets."""
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(fd)))
+    return found
+
+
 class FaultJob:
     """Use as a context manager.
 
@@ -32,7 +43,7 @@ class FaultJob:
         token = Path(directory) / f"token{secrets.token_hex(4)}"
         token.touch(mode=0o600)
         token.write_bytes(self.secret)
-        port = 4711 if lab else free_port()
+        port = self.port = 4711 if lab else free_port()
         self.logs = [token.with_suffix(f".rank{r}.err") for r in range(size)]
         self.processes: list[subprocess.Popen] = []
         for rank in range(size):
@@ -62,6 +73,17 @@ class FaultJob:
         for rank, process in enumerate(self.processes):
             line = process.stdout.readline()
             assert line and "running" in json.loads(line), f"rank {rank}: {line} {self.error_output(rank)}"
+
+    def wait_connected(self, rank: int) -> None:
+        """Until a rank on this machine has a connection to rank 0's rendezvous."""
+        deadline = time.monotonic() + WATCHDOG
+        while time.monotonic() < deadline:
+            lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+            inodes = {line[9] for line in lines if line[2].endswith(f":{self.port:04X}")}
+            if inodes & sockets_of(self.processes[rank].pid):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"rank {rank} does not connect; {self.error_output(rank)}")
 
     def error_output(self, rank: int) -> str:
         return self.logs[rank].read_text()

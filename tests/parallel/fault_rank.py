@@ -3,7 +3,8 @@
     fault_rank.py <program> [seed]
 
 Programs: `mixed` (until an error), `some` (a few rounds, then it leaves), `late` (the last rank stays away), `idle` (waits for
-orders on stdin, so that it is in no operation when something happens).
+orders on stdin, so that it is in no operation when something happens). COMES_LATE_SECONDS and COMES_ON_ORDER in a rank's
+environment delay its init().
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ def main() -> None:
     program, seed = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
     if not os.environ.get("ROUNDEL_FAILPOINT", "").split("=")[-1].startswith("segv"):
         faulthandler.enable()
+    time.sleep(float(os.environ.get("COMES_LATE_SECONDS", "0")))
+    if "COMES_ON_ORDER" in os.environ:
+        sys.stdin.readline()
     try:
         roundel.init()
         comm = roundel.communicator()

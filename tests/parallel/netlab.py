@@ -3,9 +3,10 @@
     with NetLab(hosts=2, rate="200mbit") as lab:
         process = lab.popen(1, ["python", "script.py"], env)
 
-A host is a network namespace with `lo` and `eth0`, one end of a veth pair. The other ends are the ports of a bridge in one more
-namespace: the machine's own network is never touched. An anchor process keeps each host's name and mounts, and ends with its
-maker. Processes keep their pids and see the machine's files: only network, host name and /dev/shm are apart.
+A host is a network namespace with `lo` and `eth0`, one end of a veth pair, and `eth1`, `eth2` where it is in several networks.
+The other ends are the ports of bridges, one for each network, in one more namespace: the machine's own network is never
+touched. An anchor process keeps each host's name and mounts, and ends with its maker. Processes keep their pids and see the
+machine's files: only network, host name and /dev/shm are apart.
 Needs root, iproute2 and util-linux; why_not() says what is missing.
 """
 
@@ -96,12 +97,13 @@ def remove_stale() -> None:
 class NetLab:
     """`hosts` hosts, numbered from 0, at 10.77.<subnet>.<host + 1>. Use as a context manager.
 
-    rate: what each host may send, in tc's words ("200mbit"); None for no limit.
+    rate: what each host may send, in tc's words ("200mbit"); None for no limit. networks: how many join the hosts; the second,
+    of every host's eth1, is 10.78.<subnet>.0/24.
     Raises LabError when it cannot be made; nothing is left behind then.
     """
 
-    def __init__(self, hosts: int = 2, rate: str | None = None) -> None:
-        self.hosts, self.rate = hosts, rate
+    def __init__(self, hosts: int = 2, rate: str | None = None, networks: int = 1) -> None:
+        self.hosts, self.rate, self.networks = hosts, rate, networks
         self.processes: list[subprocess.Popen] = []
         self._anchors: list[subprocess.Popen] = []
 
@@ -139,8 +141,8 @@ class NetLab:
 
     # -- what tests use
 
-    def address(self, host: int) -> str:
-        return f"10.77.{self.subnet}.{host + 1}"
+    def address(self, host: int, network: int = 0) -> str:
+        return f"10.{77 + network}.{self.subnet}.{host + 1}"
 
     def namespace(self, host: int) -> str:
         return self._name(f"h{host}")
@@ -155,13 +157,13 @@ class NetLab:
         """Run a short command on a host; its output. Raises LabError when it fails."""
         return _run(*self._on(host, argv, None))
 
-    def set_link(self, host: int, up: bool) -> None:
+    def set_link(self, host: int, up: bool, network: int = 0) -> None:
         """Pull a host's cable out of the switch, or put it back: packets vanish, nobody is told."""
-        _run("ip", "-n", self._name("sw"), "link", "set", f"port{host}", "up" if up else "down")
+        _run("ip", "-n", self._name("sw"), "link", "set", f"port{network}.{host}", "up" if up else "down")
 
-    def bytes_sent(self, host: int) -> int:
-        """By eth0 since the lab was made."""
-        return int(self.run(host, "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+    def bytes_sent(self, host: int, network: int = 0) -> int:
+        """Into a network since the lab was made."""
+        return int(self.run(host, "cat", f"/sys/class/net/eth{network}/statistics/tx_bytes"))
 
     # -- making it
 
@@ -177,21 +179,27 @@ class NetLab:
     def _make_switch(self) -> None:
         switch = self._name("sw")
         _run("ip", "netns", "add", switch)
-        _run("ip", "-n", switch, "link", "add", "switch", "type", "bridge")
-        _run("ip", "-n", switch, "link", "set", "switch", "up")
+        for network in range(self.networks):
+            _run("ip", "-n", switch, "link", "add", f"switch{network}", "type", "bridge")
+            _run("ip", "-n", switch, "link", "set", f"switch{network}", "up")
 
     def _make_host(self, host: int) -> None:
-        switch, here, port = self._name("sw"), self.namespace(host), f"port{host}"
-        _run("ip", "netns", "add", here)
-        _run("ip", "link", "add", "eth0", "netns", here, "type", "veth", "peer", "name", port, "netns", switch)
-        _run("ip", "-n", switch, "link", "set", port, "master", "switch", "up")
-        _run("ip", "-n", here, "link", "set", "lo", "up")
-        _run("ip", "-n", here, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-        _run("ip", "-n", here, "link", "set", "eth0", "up")
+        _run("ip", "netns", "add", self.namespace(host))
+        _run("ip", "-n", self.namespace(host), "link", "set", "lo", "up")
+        for network in range(self.networks):
+            self._plug_in(host, network)
+        self._anchor(host)
+
+    def _plug_in(self, host: int, network: int) -> None:
+        switch, here = self._name("sw"), self.namespace(host)
+        device, port = f"eth{network}", f"port{network}.{host}"
+        _run("ip", "link", "add", device, "netns", here, "type", "veth", "peer", "name", port, "netns", switch)
+        _run("ip", "-n", switch, "link", "set", port, "master", f"switch{network}", "up")
+        _run("ip", "-n", here, "addr", "add", f"{self.address(host, network)}/24", "dev", device)
+        _run("ip", "-n", here, "link", "set", device, "up")
         if self.rate is not None:  # burst: more than a segment of 64 KiB, and 5 ms at 200 Mbit/s
             limit = ("rate", self.rate, "burst", "128kb", "latency", "100ms")
-            _run("tc", "-n", here, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)
-        self._anchor(host)
+            _run("tc", "-n", here, "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
     def _anchor(self, host: int) -> None:
         """A process that holds the host's name and its own /dev/shm until our end of its stdin is closed."""

@@ -98,7 +98,7 @@ def be_a_rank(program: str) -> None:
 class Job:
     """One process for each entry of `places`, the hosts of the ranks. A context manager: a failed test shows all output.
 
-    orders: what every rank finds in its stdin. env: settings of every rank.
+    orders: what every rank finds in its stdin. env: settings of every rank. env_of: {rank: settings}, to be set before start().
     """
 
     def __init__(self, lab: NetLab, places: list[int], argv: list[str], directory: Path, orders: str = "", **env: str) -> None:
@@ -108,6 +108,7 @@ class Job:
         for token in self.tokens:
             token.touch(mode=0o600)
             token.write_bytes(content)
+        self.env_of: dict[int, dict[str, str]] = {}
         self.processes: dict[int, subprocess.Popen] = {}
 
     def __enter__(self) -> Job:
@@ -137,7 +138,12 @@ class Job:
             }
             with open(self.directory / f"rank{rank}.out", "wb") as out, open(self.directory / f"rank{rank}.err", "wb") as err:
                 self.processes[rank] = self.lab.popen(
-                    host, [sys.executable, *self.argv], env | self.env, stdin=subprocess.PIPE, stdout=out, stderr=err
+                    host,
+                    [sys.executable, *self.argv],
+                    env | self.env | self.env_of.get(rank, {}),
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=err,
                 )
             self.processes[rank].stdin.write(self.orders.encode())  # fits a pipe
             self.processes[rank].stdin.flush()
@@ -207,10 +213,10 @@ def watchdog():
     signal.signal(signal.SIGALRM, before)
 
 
-def make_lab(hosts: int, rate: str | None = None) -> NetLab:
+def make_lab(hosts: int, rate: str | None = None, networks: int = 1) -> NetLab:
     if reason := why_not():
         pytest.skip(reason)
-    return NetLab(hosts, rate)
+    return NetLab(hosts, rate, networks)
 
 
 @pytest.fixture

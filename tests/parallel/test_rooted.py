@@ -131,3 +131,21 @@ def test_what_root_refuses_to_scatter_is_refused_everywhere(comm):
             roundel.scatter(array if comm.rank == root else None, root)
     got = roundel.scatter(np.arange(comm.size) if comm.rank == root else None, root)
     assert_equal_bits(got, np.array([comm.rank]))
+
+
+def test_operations_of_all_sizes_again_and_again(comm):
+    """Often enough that shared memory is used again, and that every way of copying is tried."""
+    for round in range(8):
+        for count in (600, 3000, 8000, 40_000):
+            root = round % comm.size
+            mine, expected = (ranks_data(r, count, "float32", round) for r in (comm.rank, root))
+            x = mine.copy()
+            assert_equal_bits(comm.broadcast(x, root), expected)
+            assert_equal_bits(comm.allreduce(mine), over_ranks("Sum", comm.size, count, "float32", round))
+            total, gathered = comm.reduce(mine, root), comm.gather(mine, root)
+            if comm.rank == root:
+                assert_equal_bits(total, over_ranks("Sum", comm.size, count, "float32", round))
+                assert_equal_bits(gathered, np.concatenate([ranks_data(r, count, "float32", round) for r in range(comm.size)]))
+            out = np.empty(count, np.float32)
+            comm.scatter(np.tile(mine, comm.size) if comm.rank == root else None, root, out=out)
+            assert_equal_bits(out, expected)
