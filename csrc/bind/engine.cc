@@ -88,6 +88,22 @@ py::object made_and_received(Ticket& ticket, const py::object& x) {
   return py::make_tuple(to_python(ticket.outputs.front(), x), ticket.received);
 }
 
+// Snapshot as dicts, by kind and by rank.
+py::dict stats(const engine::Stats::Snapshot& snapshot) {
+  py::dict kinds, waited, all;
+  for (const auto& kind : snapshot.kinds)
+    kinds[py::str(kind.name)] =
+        py::dict("requests"_a = kind.requests, "tensors"_a = kind.tensors, "bytes"_a = kind.bytes, "batches"_a = kind.batches,
+                 "fused"_a = kind.fused, "failed"_a = kind.failed, "negotiate_seconds"_a = kind.negotiate_seconds,
+                 "queue_seconds"_a = kind.queue_seconds, "execute_seconds"_a = kind.execute_seconds);
+  for (size_t r = 0; r < snapshot.waited.size(); ++r)
+    waited[py::int_(r)] = py::dict("requests"_a = snapshot.waited[r].requests, "seconds"_a = snapshot.waited[r].seconds);
+  all["kinds"] = kinds;
+  all["waited_for"] = waited;
+  all["seconds"] = snapshot.seconds;
+  return all;
+}
+
 // A request being put together.
 struct Draft {
   Request request;
@@ -235,6 +251,24 @@ void bind_engine(py::module_& m) {
       .def("add_process_set", &PyEngine::add_process_set, "ranks"_a,
            "All ranks of the job call it. wait() returns the set's number, that of an equal set where there is one.")
       .def("remove_process_set", &PyEngine::remove_process_set, "process_set"_a, "All ranks of the job call it.")
+      .def(
+          "stats", [](const PyEngine& e) { return stats(e.native->stats().snapshot()); },
+          "What the engine has done, since it began or reset_stats(). \"kinds\": by kind of request, counts, bytes on this "
+          "rank and "
+          "seconds summed over requests. \"waited_for\": by rank, how often it was the last to become ready, and how long "
+          "this rank's requests had waited by then.")
+      .def(
+          "reset_stats", [](const PyEngine& e) { e.native->stats().reset(); }, "Count from here.")
+      .def(
+          "start_timeline",
+          [](const PyEngine& e, const std::string& path, bool mark_cycles) { e.native->start_timeline(path, mark_cycles); },
+          "path"_a, "mark_cycles"_a = false, py::call_guard<py::gil_scoped_release>(),
+          "Write what happens to every tensor to a Chrome trace, a file for each rank: {rank} in the path, or .rank3 before "
+          "its "
+          "extension. Raises InvalidArgumentError when it cannot be written or is on already.")
+      .def(
+          "stop_timeline", [](const PyEngine& e) { e.native->stop_timeline(); }, py::call_guard<py::gil_scoped_release>(),
+          "Complete the file.")
       .def_property_readonly(
           "process_sets", [](const PyEngine& e) { return e.native->sets(); }, "Ranks of each process set, by number.")
       .def(

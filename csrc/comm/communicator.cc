@@ -219,17 +219,22 @@ void Communicator::perform(const Operation& operation) {
   if (operation.members.empty()) return execute(operation);
   Operation fused = operation;
   fused.in.data = fused.out.data = fused_buffer(operation.bytes());
+  Phases unused, &phases = operation.phases != nullptr ? *operation.phases : unused;
   size_t at = 0;
+  phases.pack = Clock::now();
   for (const auto& [in, out] : operation.members) {
     copy_bytes(fused_ + at, in.data, in.bytes());
     at += in.bytes();
   }
+  phases.exchange = Clock::now();
   execute(fused);
   at = 0;
+  phases.unpack = Clock::now();
   for (const auto& [in, out] : operation.members) {
     copy_bytes(out.data, fused_ + at, in.bytes());
     at += in.bytes();
   }
+  phases.end = Clock::now();
 }
 
 // An interrupted wait must not return before the operation is over: its buffers are the caller's.

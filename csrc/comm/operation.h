@@ -23,6 +23,11 @@ namespace roundel::comm {
 //   Scatter        in: parts.total() at root, none elsewhere; out: parts.count(rank), at root it may be its part of in
 //   AllToAllV      in: sends.total(), out: parts.total(); sends.count(r) elements go to rank r, parts.count(r) come from it
 //   PointToPoint   in: what is sent, or out: where it is received; root is the peer
+// When the steps of a fused operation began, for whoever wants to know.
+struct Phases {
+  Clock::time_point pack, exchange, unpack, end;
+};
+
 struct Operation {
   OpKind kind = OpKind::Barrier;
   View in, out;
@@ -35,6 +40,7 @@ struct Operation {
   std::string name;
   std::vector<std::pair<View, View>> members;  // of a fused AllReduce, whose own buffers the communicator provides
   double timeout = 0;                          // seconds; 0: ROUNDEL_TIMEOUT
+  Phases* phases = nullptr;                    // filled in when it is fused
 
   // Filled in by the communicator.
   uint64_t sequence = 0;

@@ -6,34 +6,38 @@
 #include "engine/bytes.h"
 #include "engine/engine.h"
 #include "engine/message.h"
+#include "engine/timeline.h"
 
 namespace roundel::engine {
 
-void Engine::put_request(Writer& out, const std::string& request, bool learn_it) {
-  if (const auto found = number_of_.find(request); found != number_of_.end()) {
+void Engine::put_request(Writer& out, const SharedRequest& request, bool learn_it) {
+  if (request->number != Sealed::kNoNumber) {
     out.number(As::Number);
-    return out.number(found->second);
+    return out.number(request->number);
   }
-  out.number(learn_it && known_.size() < kMostNumbers ? As::ToBeNumbered : As::Itself);
-  out.text(request);
+  out.number(learn_it && by_number_.size() < kMostNumbers ? As::ToBeNumbered : As::Itself);
+  out.text(request->encoded);
 }
 
-std::string Engine::take_request(Reader& in) {
+SharedRequest Engine::take_request(Reader& in) {
   const As as = in.number<As>();
   if (as != As::Number) {
-    std::string request(in.text());
+    const auto request = std::make_shared<Sealed>(in.text());
     if (as == As::ToBeNumbered) learn(request);
     return request;
   }
   const auto number = in.number<uint32_t>();
-  if (number >= known_.size()) throw CorruptFrame(format("the engine heard of a request number %u that nobody gave", number));
-  return known_[number];
+  if (number >= by_number_.size())
+    throw CorruptFrame(format("the engine heard of a request number %u that nobody gave", number));
+  return by_number_[number];
 }
 
 // All ranks learn from the same announcements, so they give the same numbers.
-void Engine::learn(const std::string& request) {
-  number_of_.emplace(request, static_cast<uint32_t>(known_.size()));
-  known_.push_back(request);
+void Engine::learn(const SharedRequest& request) {
+  request->number = static_cast<uint32_t>(by_number_.size());
+  by_number_.push_back(request);
+  const std::lock_guard lock(mutex_);
+  numbered_.emplace(request->encoded, request);
 }
 
 // The parent counts a rank that has joined as ready for all: what it was ready for before must get there first.
@@ -68,7 +72,7 @@ void Engine::report(const std::vector<Board::Variant>& variants) {
   Writer out;
   for (const Board::Variant& variant : variants) {
     if (variant.ranks.empty()) continue;
-    const bool all = variant.ranks.size() == board_.members_of(variant.request, tree_.reporting).size();
+    const bool all = variant.ranks.size() == board_.members_of(variant.request->request, tree_.reporting).size();
     out.number(all ? Report::ReadyAll : Report::Ready);
     put_request(out, variant.request, false);
     if (!all) out.list(variant.ranks);
@@ -82,7 +86,7 @@ namespace {
 std::string difference(const Board::Entry& entry) {
   std::string text;
   for (const Board::Variant& variant : entry.variants) {
-    const Request request = decode(variant.request);
+    const Request& request = variant.request->request;
     text += text.empty() ? "'" + request.name + "': " : " where ";
     std::vector<int> ranks = variant.ranks;
     std::sort(ranks.begin(), ranks.end());
@@ -99,20 +103,20 @@ bool is_unnamed(const Request& request) { return request.name.find(kUnnamed) != 
 std::string Engine::announcement() {
   Writer out;
   for (const Board::Entry& entry : board_.take_complete()) {
-    const std::string& encoded = entry.variants.front().request;
-    const Request request = decode(encoded);
+    const SharedRequest& sealed = entry.variants.front().request;
+    const Request& request = sealed->request;
     std::string refusal;
     if (entry.variants.size() > 1) refusal = difference(entry);
     if (request.kind == Kind::Broadcast && !entry.ready[static_cast<size_t>(request.root)])
       refusal = format("'%s': its root, rank %d, has joined and has nothing to broadcast", request.name.c_str(), request.root);
     if (!refusal.empty()) {
       out.number(Announcement::Refuse);
-      out.text(key_of(encoded));
+      out.text(sealed->key);
       out.text(refusal);
       continue;
     }
     out.number(Announcement::Run);
-    put_request(out, encoded, !is_unnamed(request) && !request.tensors.empty());
+    put_request(out, sealed, !is_unnamed(request) && !request.tensors.empty());
     out.number(entry.last);
   }
   if (board_.all_joined()) {
@@ -129,20 +133,22 @@ void Engine::perform(const std::string& message) {
     if (!works.empty()) run(set, works);
     works.clear();
   };
+  const auto now = Clock::now();
+  if (Timeline::instance().marks_cycles()) Timeline::instance().instant("batch");
   Reader in(message);
   while (!in.done()) switch (in.number<Announcement>()) {
       case Announcement::Run: {
         Work work;
-        const std::string encoded = take_request(in);
-        in.number<int>();
-        work.key = key_of(encoded);
-        work.request = decode(encoded);
-        const bool changes_sets = work.request.kind == Kind::AddSet || work.request.kind == Kind::RemoveSet;
-        if (work.request.set != set || changes_sets) run_collected();
-        set = work.request.set;
-        if (work.request.kind == Kind::AddSet)
+        work.sealed = take_request(in);
+        work.last = in.number<int>();
+        work.agreed = now;
+        const Request& request = work.request();
+        const bool changes_sets = request.kind == Kind::AddSet || request.kind == Kind::RemoveSet;
+        if (request.set != set || changes_sets) run_collected();
+        set = request.set;
+        if (request.kind == Kind::AddSet)
           add_set(work);
-        else if (work.request.kind == Kind::RemoveSet)
+        else if (request.kind == Kind::RemoveSet)
           remove_set(work);
         else
           works.push_back(std::move(work));
@@ -150,15 +156,16 @@ void Engine::perform(const std::string& message) {
       }
       case Announcement::Refuse: {
         run_collected();
-        const std::string key(in.text());
+        const std::string_view key = in.text();
         finish(key, std::make_exception_ptr(Mismatch(std::string(in.text()))));
+
         break;
       }
       case Announcement::JoinOver: {
         run_collected();
         board_.forget_joined();
         joined_.clear();
-        finish(std::string(key_of(join_request_)), nullptr, in.number<int>());
+        finish(join_->key, nullptr, in.number<int>());
         break;
       }
       default:
@@ -168,21 +175,29 @@ void Engine::perform(const std::string& message) {
 }
 
 void Engine::run(uint32_t set, std::vector<Work>& works) {
-  const auto comm = comms_.find(set);
-  if (comm == comms_.end()) return;  // not in the set
+  const auto executor = executors_.find(set);
+  if (executor == executors_.end()) return;  // not in the set
   {
     const std::lock_guard lock(mutex_);
     for (Work& work : works) {
-      const auto mine = pending_.find(work.key);
+      const auto mine = pending_.find(work.sealed->key);
       if (mine == pending_.end()) {
-        catch_up(work.request);
+        catch_up(work.request());
         continue;
       }
       work.buffers = &mine->second.buffers;  // stays where it is until finish()
       work.ticket = mine->second.ticket.get();
+      work.submitted = mine->second.since;
     }
   }
-  Executor(*comm->second, fusion_bytes_, [this](Work& work) { finish(work.key, nullptr); }).run(works);
+  for (const Work& work : works) {
+    if (work.ticket == nullptr) continue;
+    stats_.agreed(static_cast<int>(work.request().kind), work.last, work.agreed - work.submitted);
+    Details details;
+    details.waited_for = {&work.last, 1};
+    Timeline::instance().span(work.request().name, "negotiate", work.submitted, work.agreed, details);
+  }
+  executor->second.run(works);
 }
 
 // What others called while this rank had joined counts here too: the next unnamed request must get the same name everywhere.
@@ -194,58 +209,63 @@ void Engine::catch_up(const Request& request) {
   next = std::max(next, number + 1);
 }
 
-void Engine::finish(const std::string& key, const std::exception_ptr& error, int64_t value) {
+void Engine::finish(std::string_view key, const std::exception_ptr& error, int64_t value) {
   std::shared_ptr<Ticket> ticket;
   {
     const std::lock_guard lock(mutex_);
     const auto found = pending_.find(key);
     if (found == pending_.end()) return;
     ticket = std::move(found->second.ticket);
-    if (key == key_of(join_request_)) joining_ = false;
-    pending_.erase(found);
+    if (found->second.request->request.kind == Kind::Join) joining_ = false;
+    const auto node = pending_.extract(found);  // with its key, which lies in what goes
     --under_way_;
   }
   if (value >= 0) ticket->value = value;
   ticket->complete(error);
 }
 
+void Engine::open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm) {
+  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_,
+                         [this](Work& work) { finish(work.sealed->key, nullptr); });
+}
+
 // A set of ranks that there is already keeps its number.
 void Engine::add_set(const Work& work) {
-  std::vector<int> members = work.request.ranks;
+  std::vector<int> members = work.request().ranks;
   std::sort(members.begin(), members.end());
   members.erase(std::unique(members.begin(), members.end()), members.end());
   for (const auto& [set, ranks] : sets())
-    if (ranks == members) return finish(work.key, nullptr, set);
+    if (ranks == members) return finish(work.sealed->key, nullptr, set);
   const bool inside = std::find(members.begin(), members.end(), rank_) != members.end();
   const auto made = comm::split(*comm_, inside ? 0 : -1, 0);
   const uint32_t set = next_set_++;
-  if (inside) comms_[set] = made;
+  if (inside) open_set(set, made);
   board_.add_set(set, members);
   {
     const std::lock_guard lock(mutex_);
     sets_[set] = members;
   }
-  finish(work.key, nullptr, set);
+  finish(work.sealed->key, nullptr, set);
 }
 
 // Requests for the set that are still waiting end with an error.
 void Engine::remove_set(const Work& work) {
-  const auto set = static_cast<uint32_t>(work.request.root);
-  std::vector<std::string> orphans;
+  const auto set = static_cast<uint32_t>(work.request().root);
+  std::vector<SharedRequest> orphans;
   {
     const std::lock_guard lock(mutex_);
     sets_.erase(set);
     for (const auto& [key, pending] : pending_)
-      if (Reader(key).number<uint32_t>() == set) orphans.push_back(key);
+      if (pending.request->request.set == set) orphans.push_back(pending.request);
   }
-  for (const std::string& key : orphans)
-    finish(key, std::make_exception_ptr(Error(format("rank %d: process set %u was removed", rank_, set))));
+  for (const SharedRequest& orphan : orphans)
+    finish(orphan->key, std::make_exception_ptr(Error(format("rank %d: process set %u was removed", rank_, set))));
   board_.remove_set(set);
-  if (const auto comm = comms_.find(set); comm != comms_.end()) {
-    comm->second->leave(0);
-    comms_.erase(comm);
+  if (const auto executor = executors_.find(set); executor != executors_.end()) {
+    executor->second.comm().leave(0);
+    executors_.erase(executor);
   }
-  finish(work.key, nullptr);
+  finish(work.sealed->key, nullptr);
 }
 
 }  // namespace roundel::engine

@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/bytes.h"
-#include "engine/request.h"
+#include "base/error.h"
 
 namespace roundel::engine {
 
@@ -21,53 +20,50 @@ void Board::add_set(uint32_t set, const std::vector<int>& members) {
 
 void Board::remove_set(uint32_t set) {
   sets_.erase(set);
-  std::erase_if(entries_, [&](const auto& entry) { return Reader(entry.first).template number<uint32_t>() == set; });
-  std::erase_if(complete_, [&](const std::string& key) { return Reader(key).number<uint32_t>() == set; });
+  const auto of_set = [&](const Entry& entry) { return entry.variants.front().request->request.set == set; };
+  std::erase_if(complete_, [&](std::string_view key) { return of_set(entries_.at(key)); });
+  std::erase_if(entries_, [&](const auto& entry) { return of_set(entry.second); });
 }
 
-const Board::Set* Board::set_of(std::string_view request) const {
-  const auto found = sets_.find(Reader(request).number<uint32_t>());
-  return found == sets_.end() ? nullptr : &found->second;
-}
-
-std::vector<int> Board::members_of(std::string_view request, const std::vector<int>& ranks) const {
+std::vector<int> Board::members_of(const Request& request, const std::vector<int>& ranks) const {
   std::vector<int> found;
-  const Set* set = set_of(request);
+  const auto set = sets_.find(request.set);
   for (const int rank : ranks)
-    if (set != nullptr && set->members[static_cast<size_t>(rank)]) found.push_back(rank);
+    if (set != sets_.end() && set->second.members[static_cast<size_t>(rank)]) found.push_back(rank);
   return found;
 }
 
-void Board::check(const std::string& key, Entry& entry, const Set& set) {
+void Board::check(Entry& entry, const Set& set) {
   if (entry.queued || entry.covered < set.count) return;
   entry.queued = true;
-  complete_.push_back(key);
+  complete_.push_back(entry.variants.front().request->key);
 }
 
 // A request for a set that was removed meanwhile is nobody's any more: its caller has learnt that from the removal.
-void Board::ready(std::string_view request, const std::vector<int>& ranks) {
-  const Set* set = set_of(request);
-  if (set == nullptr) return;
-  const auto [found, is_new] = entries_.try_emplace(std::string(key_of(request)));
+void Board::ready(const SharedRequest& request, const std::vector<int>& ranks) {
+  const auto of_set = sets_.find(request->request.set);
+  if (of_set == sets_.end()) return;
+  const Set& set = of_set->second;
+  const auto [found, is_new] = entries_.try_emplace(request->key);
   Entry& entry = found->second;
   if (is_new) {
     entry.ready.assign(joined_.size(), false);
     entry.since = Clock::now();
-    for (size_t r = 0; r < joined_.size(); ++r) entry.covered += joined_[r] && set->members[r];
+    for (size_t r = 0; r < joined_.size() && joined_count_ > 0; ++r) entry.covered += joined_[r] && set.members[r];
   }
-  auto variant =
-      std::find_if(entry.variants.begin(), entry.variants.end(), [&](const Variant& v) { return v.request == request; });
-  if (variant == entry.variants.end()) variant = entry.variants.insert(variant, {std::string(request), {}});
+  auto variant = std::find_if(entry.variants.begin(), entry.variants.end(),
+                              [&](const Variant& v) { return v.request == request || v.request->encoded == request->encoded; });
+  if (variant == entry.variants.end()) variant = entry.variants.insert(variant, {request, {}});
   for (const int rank : ranks) {
     const auto r = static_cast<size_t>(rank);
-    if (r >= entry.ready.size() || !set->members[r] || entry.ready[r])
+    if (r >= entry.ready.size() || !set.members[r] || entry.ready[r])
       throw CorruptFrame(format("the engine heard twice, or wrongly, that rank %d is ready", rank));
     entry.ready[r] = true;
     entry.covered += !joined_[r];
     entry.last = rank;
     variant->ranks.push_back(rank);
   }
-  check(found->first, entry, *set);
+  check(entry, set);
 }
 
 void Board::join(int rank) {
@@ -76,9 +72,9 @@ void Board::join(int rank) {
   joined_[r] = true;
   ++joined_count_;
   for (auto& [key, entry] : entries_) {
-    const Set& set = *set_of(key);
+    const Set& set = set_of(entry);
     entry.covered += set.members[r] && !entry.ready[r];
-    check(key, entry, set);
+    check(entry, set);
   }
 }
 
@@ -89,10 +85,10 @@ void Board::forget_joined() {
 
 std::vector<Board::Entry> Board::take_complete() {
   std::vector<Entry> taken;
-  for (const std::string& key : complete_) {
+  for (const std::string_view key : complete_) {
     const auto entry = entries_.find(key);
-    taken.push_back(std::move(entry->second));
-    entries_.erase(entry);
+    auto node = entries_.extract(entry);  // with its key, which lies in what is moved
+    taken.push_back(std::move(node.mapped()));
   }
   complete_.clear();
   return taken;
@@ -133,15 +129,15 @@ std::vector<Board::Stalled> Board::stalled(double seconds) const {
     Stalled& stall = found.emplace_back(Stalled{entry.variants.front().request, {}, {}, waited});
     for (size_t r = 0; r < entry.ready.size(); ++r)
       if (entry.ready[r]) stall.ready.push_back(static_cast<int>(r));
-    stall.missing = missing(entry, sets_.at(Reader(key).number<uint32_t>()));
+    stall.missing = missing(entry, set_of(entry));
   }
   std::sort(found.begin(), found.end(), [](const Stalled& a, const Stalled& b) { return a.seconds > b.seconds; });
   return found;
 }
 
-int Board::waits_for_any(const std::vector<int>& ranks, std::string* request) const {
+int Board::waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const {
   for (const auto& [key, entry] : entries_)
-    for (const int rank : missing(entry, sets_.at(Reader(key).number<uint32_t>())))
+    for (const int rank : missing(entry, set_of(entry)))
       if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) {
         *request = entry.variants.front().request;
         return rank;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "engine/request.h"
 
 namespace roundel::engine {
 
@@ -20,7 +21,7 @@ class Board {
  public:
   // What some ranks asked for alike.
   struct Variant {
-    std::string request;     // encoded
+    SharedRequest request;
     std::vector<int> ranks;  // that were not handed on yet
   };
   struct Entry {
@@ -32,7 +33,7 @@ class Board {
     bool queued = false;
   };
   struct Stalled {
-    std::string request;
+    SharedRequest request;
     std::vector<int> ready, missing;
     double seconds;
   };
@@ -44,9 +45,9 @@ class Board {
   void remove_set(uint32_t set);
 
   // Those of `ranks` that are in the request's set.
-  std::vector<int> members_of(std::string_view request, const std::vector<int>& ranks) const;
+  std::vector<int> members_of(const Request& request, const std::vector<int>& ranks) const;
 
-  void ready(std::string_view request, const std::vector<int>& ranks);
+  void ready(const SharedRequest& request, const std::vector<int>& ranks);
   void join(int rank);
   bool all_joined() const { return joined_count_ == reporting_.size(); }
   void forget_joined();
@@ -59,24 +60,24 @@ class Board {
   std::vector<Variant> take_ready(int rank);
   std::vector<Stalled> stalled(double seconds) const;
   // A rank among `ranks` for which an entry waits, or -1; and for which request.
-  int waits_for_any(const std::vector<int>& ranks, std::string* request) const;
+  int waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const;
 
  private:
   struct Set {
     std::vector<bool> members;  // that report here, by rank of the job
     size_t count = 0;
   };
-  const Set* set_of(std::string_view request) const;
+  const Set& set_of(const Entry& entry) const { return sets_.at(entry.variants.front().request->request.set); }
   static void hand_on(Entry& entry, std::vector<Variant>& to);
   std::vector<int> missing(const Entry& entry, const Set& set) const;
-  void check(const std::string& key, Entry& entry, const Set& set);
+  void check(Entry& entry, const Set& set);
 
   std::vector<int> reporting_;
   std::vector<bool> joined_;
   size_t joined_count_ = 0;
   std::map<uint32_t, Set> sets_;
-  std::unordered_map<std::string, Entry> entries_;  // by key
-  std::deque<std::string> complete_;                // keys
+  std::unordered_map<std::string_view, Entry> entries_;  // by key, which the first variant holds
+  std::deque<std::string_view> complete_;                // keys
 };
 
 }  // namespace roundel::engine

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "base/error.h"
 
@@ -13,6 +14,7 @@ namespace roundel::engine {
 
 class Writer {
  public:
+  explicit Writer(size_t expected_bytes = 0) { text_.reserve(expected_bytes); }
   template <class T>
   void number(T value) {
     static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
@@ -25,7 +27,7 @@ class Writer {
   template <class T>
   void list(const std::vector<T>& values) {
     number(static_cast<uint32_t>(values.size()));
-    for (const T& value : values) number(value);
+    text_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
   }
   bool empty() const { return text_.empty(); }
   std::string take() { return std::exchange(text_, {}); }
@@ -48,9 +50,9 @@ class Reader {
   template <class T>
   std::vector<T> list() {
     const auto count = number<uint32_t>();
-    if (count > text_.size() / sizeof(T)) take(text_.size() + 1);
-    std::vector<T> values;
-    for (uint32_t i = 0; i < count; ++i) values.push_back(number<T>());
+    const std::string_view bytes = take(size_t{count} * sizeof(T));
+    std::vector<T> values(count);
+    if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;
   }
   bool done() const { return text_.empty(); }

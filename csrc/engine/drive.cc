@@ -118,21 +118,17 @@ bool Engine::round() {
 
 bool Engine::take_submissions() {
   if (!has_incoming_.load(std::memory_order_acquire)) return false;
-  std::vector<std::string> requests;
+  std::vector<SharedRequest> requests;
   {
     const std::lock_guard lock(mutex_);
-    for (const std::string& key : incoming_)
-      if (const auto found = pending_.find(key); found != pending_.end()) requests.push_back(found->second.encoded);
-    incoming_.clear();
+    requests.swap(incoming_);
     has_incoming_.store(false, std::memory_order_relaxed);
   }
-  for (const std::string& request : requests) {
-    if (request == join_request_) {
+  for (const SharedRequest& request : requests)
+    if (request->request.kind == Kind::Join)
       note_joined(rank_);
-      continue;
-    }
-    board_.ready(request, {rank_});
-  }
+    else
+      board_.ready(request, {rank_});
   return true;
 }
 
@@ -156,12 +152,12 @@ void Engine::handle_reports(int from, std::string_view message) {
   Reader in(message);
   while (!in.done()) switch (in.number<Report>()) {
       case Report::ReadyAll: {
-        const std::string request = take_request(in);
-        board_.ready(request, board_.members_of(request, tree_.subtree[child]));
+        const SharedRequest request = take_request(in);
+        board_.ready(request, board_.members_of(request->request, tree_.subtree[child]));
         break;
       }
       case Report::Ready: {
-        const std::string request = take_request(in);
+        const SharedRequest request = take_request(in);
         board_.ready(request, in.list<int>());
         break;
       }
@@ -183,17 +179,17 @@ void Engine::look_around() {
 
 // A neighbour in the tree has left the job: that is well while nothing needs it.
 void Engine::refuse_departed() {
-  std::string request;
+  SharedRequest request;
   int gone = board_.waits_for_any(departed_, &request);
   if (gone < 0 && std::find(departed_.begin(), departed_.end(), tree_.parent) != departed_.end()) {
     const std::lock_guard lock(mutex_);
     if (!pending_.empty()) {
       gone = tree_.parent;
-      request = pending_.begin()->second.encoded;
+      request = pending_.begin()->second.request;
     }
   }
   if (gone < 0) return;
-  const std::string what = title(decode(request));
+  const std::string what = title(request->request);
   throw PeerLost(format("rank %d: rank %d has left, and %s needs it", rank_, gone, what.c_str()), {gone}, comm_->world().epoch,
                  what);
 }
@@ -205,7 +201,7 @@ void Engine::check_stalls() {
     for (const auto& [key, pending] : pending_) {
       const double waited = std::chrono::duration<double>(Clock::now() - pending.since).count();
       if (waited > timeout_ + kPatience)
-        throw Timeout(format("rank %d: %s timed out after %g s", rank_, title(decode(pending.encoded)).c_str(), timeout_));
+        throw Timeout(format("rank %d: %s timed out after %g s", rank_, title(pending.request->request).c_str(), timeout_));
     }
     return;
   }
@@ -213,13 +209,13 @@ void Engine::check_stalls() {
   std::set<std::string> still;
   for (const Board::Stalled& stall : board_.stalled(first)) {
     const std::string what = format("%s has waited %.0f s for rank %s; rank %s ready for it",
-                                    title(decode(stall.request)).c_str(), stall.seconds, join_ranks(stall.missing).c_str(),
+                                    title(stall.request->request).c_str(), stall.seconds, join_ranks(stall.missing).c_str(),
                                     (join_ranks(stall.ready) + (stall.ready.size() == 1 ? " is" : " are")).c_str());
     if (stall.seconds > timeout_) throw Timeout(format("rank %d: %s: ROUNDEL_TIMEOUT is %g s", rank_, what.c_str(), timeout_));
     if (shutdown_seconds_ > 0 && stall.seconds > shutdown_seconds_)
       throw Timeout(format("rank %d: %s: ROUNDEL_STALL_SHUTDOWN_SECONDS is %g s", rank_, what.c_str(), shutdown_seconds_));
-    if (stall_seconds_ > 0 && !warned_.contains(stall.request)) log::warning(what);
-    still.insert(stall.request);
+    if (stall_seconds_ > 0 && !warned_.contains(stall.request->encoded)) log::warning(what);
+    still.insert(stall.request->encoded);
   }
   warned_ = std::move(still);
 }

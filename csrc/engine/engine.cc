@@ -6,8 +6,18 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "comm/split.h"
+#include "engine/timeline.h"
 
 namespace roundel::engine {
+namespace {
+
+std::vector<std::string> kind_names() {
+  std::vector<std::string> names;
+  for (int kind = 0; kind < kKinds; ++kind) names.emplace_back(name_of(static_cast<Kind>(kind)));
+  return names;
+}
+
+}  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   auto* made = new Engine(comm::split(parent, 0, 0));
@@ -22,6 +32,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
       size_(comm_->world().size),
       tree_(rank_, comm_->world().host),
       fusion_bytes_(env::bytes("ROUNDEL_FUSION_THRESHOLD")),
+      stats_(kind_names(), size_),
       background_spin_(transport::spin_seconds(2 * static_cast<int>(comm_->world().local.size()))),
       timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
       stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
@@ -31,14 +42,16 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
   for (int r = 0; r < size_; ++r) everyone.push_back(r);
   board_.add_set(0, everyone);
   sets_[0] = everyone;
-  comms_[0] = comm_;
+  open_set(0, comm_);
   Request join;
   join.kind = Kind::Join;
   join.name = name_of(Kind::Join);
-  join_request_ = encode(join);
+  join_ = std::make_shared<Sealed>(std::move(join));
   std::vector<int> neighbours = tree_.children;
   if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
   mailbox_ = std::make_unique<Mailbox>(comm_->transport(), neighbours);
+  const std::string timeline = env::text("ROUNDEL_TIMELINE");
+  if (!timeline.empty()) start_timeline(timeline, env::flag("ROUNDEL_TIMELINE_MARK_CYCLES"));
   thread_ = std::thread([this] { background(); });
 }
 
@@ -50,7 +63,14 @@ void Engine::close() {
   closing_ = true;
   comm_->wake();
   if (thread_.joinable()) thread_.join();
+  stop_timeline();
 }
+
+// The process has one timeline, whatever engine began it.
+void Engine::start_timeline(const std::string& path, bool mark_cycles) {
+  Timeline::instance().start(path, rank_, size_, mark_cycles);
+}
+void Engine::stop_timeline() { Timeline::instance().stop(); }
 
 std::map<uint32_t, std::vector<int>> Engine::sets() const {
   const std::lock_guard lock(mutex_);
@@ -120,6 +140,13 @@ std::string Engine::next_name(Kind kind, uint32_t set) {
   return std::string(name_of(kind)) + kUnnamed + std::to_string(unnamed_[{kind, set}]++);
 }
 
+// With mutex_ held. What ranks have agreed on before has a number, which is kept with it.
+SharedRequest Engine::seal(Request request) const {
+  auto sealed = std::make_shared<Sealed>(std::move(request));
+  const auto known = numbered_.find(sealed->encoded);
+  return known != numbered_.end() ? known->second : sealed;
+}
+
 std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
   if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", rank_));
   const auto ticket = std::make_shared<Ticket>();
@@ -131,17 +158,17 @@ std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
     if (joining_) throw Error(format("rank %d: this rank has joined; expected no call before join() is over", rank_));
     if (request.kind == Kind::Join) request.name = name_of(Kind::Join);
     if (request.name.empty()) request.name = next_name(request.kind, request.set);
-    std::string encoded = encode(request);
-    std::string key(key_of(encoded));
-    const auto [place, is_new] = pending_.try_emplace(key);
+    const SharedRequest sealed = seal(std::move(request));
+    const auto [place, is_new] = pending_.try_emplace(sealed->key);
     if (!is_new)
       throw DuplicateName(format("rank %d: %s '%s': a request of this name is under way; expected every name once at a time",
-                                 rank_, name_of(request.kind), request.name.c_str()));
-    place->second = {std::move(encoded), std::move(buffers), ticket, Clock::now()};
-    joining_ = request.kind == Kind::Join;
+                                 rank_, name_of(sealed->request.kind), sealed->request.name.c_str()));
+    place->second = {sealed, std::move(buffers), ticket, Clock::now()};
+    joining_ = sealed->request.kind == Kind::Join;
     ++under_way_;
-    incoming_.push_back(std::move(key));
-    has_incoming_.store(true, std::memory_order_release);
+    stats_.submitted(static_cast<int>(sealed->request.kind));
+    incoming_.push_back(sealed);
+    if (has_incoming_.exchange(true)) return ticket;  // whoever drives was woken and has not looked yet
   }
   comm_->wake();
   return ticket;

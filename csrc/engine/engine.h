@@ -45,6 +45,10 @@ class Engine {
   void wait(Ticket& ticket);
 
   int rank() const { return rank_; }
+  Stats& stats() { return stats_; }
+  void start_timeline(const std::string& path, bool mark_cycles);
+  void stop_timeline();
+
   // Process sets by number; 0 is the whole job.
   std::map<uint32_t, std::vector<int>> sets() const;
 
@@ -53,18 +57,19 @@ class Engine {
 
  private:
   struct Pending {
-    std::string encoded;
+    SharedRequest request;
     Buffers buffers;
     std::shared_ptr<Ticket> ticket;
     Clock::time_point since;
   };
-  using PendingMap = std::unordered_map<std::string, Pending>;  // by key
+  using PendingMap = std::unordered_map<std::string_view, Pending>;  // by key, which the request holds
 
   explicit Engine(std::shared_ptr<comm::Communicator> comm);
 
   // engine.cc: callers' side
   void validate(const Request& request, const Buffers& buffers) const;
   std::vector<size_t> even_splits(const Request& request, size_t rows) const;
+  SharedRequest seal(Request request) const;
   std::string next_name(Kind kind, uint32_t set);
 
   // drive.cc: whoever drives
@@ -90,25 +95,28 @@ class Engine {
   bool advance();
   void report(const std::vector<Board::Variant>& variants);
   std::string announcement();
-  void put_request(Writer& out, const std::string& request, bool learn_it);
-  std::string take_request(Reader& in);
-  void learn(const std::string& request);
+  void put_request(Writer& out, const SharedRequest& request, bool learn_it);
+  SharedRequest take_request(Reader& in);
+  void learn(const SharedRequest& request);
   void perform(const std::string& announcement);
   void run(uint32_t set, std::vector<Work>& works);
+  void open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm);
   void add_set(const Work& work);
   void remove_set(const Work& work);
-  void finish(const std::string& key, const std::exception_ptr& error, int64_t value = -1);
+  void finish(std::string_view key, const std::exception_ptr& error, int64_t value = -1);
   void catch_up(const Request& request);
 
   std::shared_ptr<comm::Communicator> comm_;
   const int rank_, size_;
   const Tree tree_;
   size_t fusion_bytes_;
+  Stats stats_;
   double background_spin_, timeout_, stall_seconds_, shutdown_seconds_;
 
   mutable std::mutex mutex_;  // guards what follows
   PendingMap pending_;
-  std::vector<std::string> incoming_;  // keys of what the thread has not seen yet
+  std::vector<SharedRequest> incoming_;                           // what the driver has not seen yet
+  std::unordered_map<std::string_view, SharedRequest> numbered_;  // by what is encoded, which they hold
   std::map<uint32_t, std::vector<int>> sets_;
   std::map<std::pair<Kind, uint32_t>, uint64_t> unnamed_;
   std::exception_ptr failure_;
@@ -124,13 +132,12 @@ class Engine {
   bool ended_ = false;             // of the driver, as all that follows
   Board board_;
   std::unique_ptr<Mailbox> mailbox_;
-  std::map<uint32_t, std::shared_ptr<comm::Communicator>> comms_;  // of the sets that this rank is in
+  std::map<uint32_t, Executor> executors_;  // of the sets that this rank is in
   uint32_t next_set_ = 1;
-  std::vector<std::string> known_;  // encoded requests by number
-  std::unordered_map<std::string, uint32_t> number_of_;
+  std::vector<SharedRequest> by_number_;
+  SharedRequest join_;                  // the same on all ranks
   std::vector<int> departed_, joined_;  // neighbours that have left; ranks that have joined, the last one last
-  std::string join_request_;            // encoded, the same on all ranks
-  std::set<std::string> warned_;
+  std::set<std::string> warned_;        // encoded requests whose stall was told
   Clock::time_point next_check_{};
 };
 

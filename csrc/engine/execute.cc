@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-
+#include <map>
 #include <tuple>
 
 #include "base/error.h"
+#include "engine/timeline.h"
 
 namespace roundel::engine {
 namespace {
@@ -103,35 +104,52 @@ size_t count_of(const std::vector<int64_t>& shape) { return shape.empty() ? 1 : 
 
 void Executor::run(std::vector<Work>& works) {
   for (Work& work : works) {
-    const bool fusable = work.request.kind == Kind::AllReduce && work.request.op != kAdasum;
-    if (fusable) {
+    if (work.request().kind == Kind::AllReduce && work.request().op != kAdasum) {
       add_allreduce(work);
       continue;
     }
     flush_all();
-    switch (work.request.kind) {
-      case Kind::AllReduce:
-        adasum(work);
-        break;
-      case Kind::AllGather:
-        allgather(work);
-        break;
-      case Kind::Broadcast:
-        broadcast(work);
-        break;
-      case Kind::AllToAll:
-        alltoall(work);
-        break;
-      case Kind::ReduceScatter:
-        reduce_scatter(work);
-        break;
-      default:
-        break;  // a barrier is over when it is announced
-    }
+    const auto begin = Clock::now();
+    carry_out(work);
+    const auto end = Clock::now();
+    size_t bytes = 0;
+    for (const View& view : work.buffers != nullptr ? work.buffers->in : std::vector<View>{}) bytes += view.bytes();
+    stats_.executed(static_cast<int>(work.request().kind), work.request().tensors.size(), bytes, begin - work.agreed,
+                    end - begin);
+    note(work, bytes, begin, end);
     done_(work);
   }
   flush_all();
   scratch_.clear();
+}
+
+void Executor::carry_out(Work& work) {
+  switch (work.request().kind) {
+    case Kind::AllReduce:
+      return run_adasum(work);
+    case Kind::AllGather:
+      return allgather(work);
+    case Kind::Broadcast:
+      return broadcast(work);
+    case Kind::AllToAll:
+      return alltoall(work);
+    case Kind::ReduceScatter:
+      return reduce_scatter(work);
+    default:
+      return;  // a barrier is over when it is announced
+  }
+}
+
+// Into the timeline.
+void Executor::note(const Work& work, size_t bytes, Clock::time_point begin, Clock::time_point end) const {
+  Timeline& timeline = Timeline::instance();
+  if (!timeline.on() || work.ticket == nullptr) return;
+  Details details;
+  details.bytes = bytes;
+  if (!work.request().tensors.empty()) details.dtype = name_of(work.request().tensors.front().dtype);
+  details.how = comm_->name();
+  timeline.span(work.request().name, "queue", work.agreed, begin);
+  timeline.span(work.request().name, name_of(work.request().kind), begin, end, details);
 }
 
 std::byte* Executor::scratch(size_t bytes) { return scratch_.emplace_back(new std::byte[std::max<size_t>(1, bytes)]).get(); }
@@ -147,17 +165,17 @@ View Executor::neutral(const Request& request, size_t tensor) {
 
 std::pair<View, View> Executor::views_of(const Work& work, size_t tensor) {
   if (work.buffers != nullptr) return {work.buffers->in[tensor], work.buffers->out[tensor]};
-  const View view = neutral(work.request, tensor);
+  const View view = neutral(work.request(), tensor);
   return {view, view};
 }
 
 void Executor::add_allreduce(Work& work) {
-  const std::vector<TensorSpec>& tensors = work.request.tensors;
+  const std::vector<TensorSpec>& tensors = work.request().tensors;
   work.parts_left = tensors.size();
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto [in, out] = views_of(work, i);
     Fused alone;
-    alone.operation = operation_for(OpKind::AllReduce, work.request);
+    alone.operation = operation_for(OpKind::AllReduce, work.request());
     alone.operation.in = in;
     alone.operation.out = out;
     alone.operation.shape = tensors[i].shape;
@@ -180,7 +198,7 @@ void Executor::add_allreduce(Work& work) {
     }
     if (fused->works.size() == 1) {  // no longer alone: the first becomes a member too
       Operation first = std::move(fused->operation);
-      fused->operation = operation_for(OpKind::AllReduce, fused->works.front()->request);
+      fused->operation = operation_for(OpKind::AllReduce, fused->works.front()->request());
       fused->operation.in.dtype = fused->operation.out.dtype = first.in.dtype;
       fused->operation.fuse(first, 0);
     }
@@ -191,10 +209,33 @@ void Executor::add_allreduce(Work& work) {
 }
 
 void Executor::flush(Fused& fused) {
-  if (fused.works.size() > 1) fused.operation.name += format(" and %zu more", fused.works.size() - 1);
-  comm_.run(std::move(fused.operation));
-  for (Work* work : fused.works)
+  comm::Operation& operation = fused.operation;
+  comm::Phases phases;
+  if (fused.works.size() > 1) operation.name += format(" and %zu more", fused.works.size() - 1);
+  operation.phases = &phases;
+  Details details;
+  details.bytes = operation.bytes();
+  details.dtype = name_of(operation.in.dtype);
+  details.how = comm_->name();
+  details.fused = fused.works.size();
+  const auto begin = Clock::now();
+  comm_->run(std::move(operation));
+  const auto end = Clock::now();
+  if (details.fused == 1) phases = {begin, begin, end, end};
+
+  Clock::duration queued{};
+  for (const Work* work : fused.works) queued += begin - work->agreed;
+  stats_.executed(static_cast<int>(Kind::AllReduce), details.fused, details.bytes, queued, end - begin);
+  Timeline& timeline = Timeline::instance();
+  for (Work* work : fused.works) {
+    if (timeline.on() && work->ticket != nullptr) {
+      timeline.span(work->request().name, "queue", work->agreed, begin);
+      if (details.fused > 1) timeline.span(work->request().name, "memcpy_in", phases.pack, phases.exchange);
+      timeline.span(work->request().name, name_of(Kind::AllReduce), phases.exchange, phases.unpack, details);
+      if (details.fused > 1) timeline.span(work->request().name, "memcpy_out", phases.unpack, phases.end);
+    }
     if (--work->parts_left == 0) done_(*work);
+  }
 }
 
 void Executor::flush_all() {
@@ -202,89 +243,94 @@ void Executor::flush_all() {
   open_.clear();
 }
 
-void Executor::adasum(Work& work) {
-  throw Error(format("rank %d: '%s': Adasum is not there yet", comm_.world().rank, work.request.name.c_str()));
+// Tensors of one dtype at once.
+void Executor::run_adasum(Work& work) {
+  std::map<DType, std::vector<std::pair<View, View>>> by_dtype;
+  for (size_t i = 0; i < work.request().tensors.size(); ++i)
+    by_dtype[work.request().tensors[i].dtype].push_back(views_of(work, i));
+  for (const auto& [dtype, tensors] : by_dtype)
+    adasum_.run(tensors, work.request().prescale, work.request().postscale, work.request().name);
 }
 
 // First every rank tells how many rows it has.
 void Executor::allgather(Work& work) {
-  const auto size = static_cast<size_t>(comm_.world().size), rank = static_cast<size_t>(comm_.world().rank);
-  const std::vector<TensorSpec>& tensors = work.request.tensors;
+  const auto size = static_cast<size_t>(comm_->world().size), rank = static_cast<size_t>(comm_->world().rank);
+  const std::vector<TensorSpec>& tensors = work.request().tensors;
   std::vector<int64_t> rows(size * tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i)
     rows[rank * tensors.size() + i] = work.buffers != nullptr ? static_cast<int64_t>(work.buffers->rows[i]) : 0;
-  Operation tell = operation_for(OpKind::AllGather, work.request);
-  tell.parts = plan::Parts::equal(tensors.size(), comm_.world().size);
+  Operation tell = operation_for(OpKind::AllGather, work.request());
+  tell.parts = plan::Parts::equal(tensors.size(), comm_->world().size);
   tell.in = {&rows[rank * tensors.size()], tensors.size(), DType::Int64};
   tell.out = {rows.data(), rows.size(), DType::Int64};
-  comm_.run(std::move(tell));
+  comm_->run(std::move(tell));
   for (size_t i = 0; i < tensors.size(); ++i) {
     std::vector<size_t> of_rank(size);
     for (size_t r = 0; r < size; ++r) of_rank[r] = static_cast<size_t>(rows[r * tensors.size() + i]);
-    Operation o = operation_for(OpKind::AllGather, work.request);
+    Operation o = operation_for(OpKind::AllGather, work.request());
     o.parts = plan::Parts::of(times(of_rank, row_of(tensors[i].shape)));
     size_t total = 0;
     for (const size_t n : of_rank) total += n;
     Output output = make_output(tensors[i].dtype, with_rows(tensors[i].shape, total));
     o.in = work.buffers != nullptr ? work.buffers->in[i] : View{scratch(0), 0, tensors[i].dtype};
     o.out = view_of(output);
-    comm_.run(std::move(o));
+    comm_->run(std::move(o));
     if (work.ticket != nullptr) work.ticket->outputs.push_back(std::move(output));
   }
 }
 
 void Executor::broadcast(Work& work) {
-  const std::vector<int>& members = comm_.world().members;
-  for (size_t i = 0; i < work.request.tensors.size(); ++i) {
-    Operation o = operation_for(OpKind::Broadcast, work.request);
-    o.root = static_cast<int>(std::find(members.begin(), members.end(), work.request.root) - members.begin());
+  const std::vector<int>& members = comm_->world().members;
+  for (size_t i = 0; i < work.request().tensors.size(); ++i) {
+    Operation o = operation_for(OpKind::Broadcast, work.request());
+    o.root = static_cast<int>(std::find(members.begin(), members.end(), work.request().root) - members.begin());
     std::tie(o.in, o.out) = views_of(work, i);
-    o.shape = work.request.tensors[i].shape;
-    comm_.run(std::move(o));
+    o.shape = work.request().tensors[i].shape;
+    comm_->run(std::move(o));
   }
 }
 
 // First every rank tells every other how many rows come.
 void Executor::alltoall(Work& work) {
-  const auto size = static_cast<size_t>(comm_.world().size);
-  const TensorSpec& tensor = work.request.tensors.front();
+  const auto size = static_cast<size_t>(comm_->world().size);
+  const TensorSpec& tensor = work.request().tensors.front();
   const size_t row = row_of(tensor.shape);
   std::vector<size_t> sends = work.buffers != nullptr ? work.buffers->splits : std::vector<size_t>(size);
   std::vector<int64_t> ours(sends.begin(), sends.end()), theirs(size);
-  Operation tell = operation_for(OpKind::AllToAll, work.request);
-  tell.parts = plan::Parts::equal(1, comm_.world().size);
+  Operation tell = operation_for(OpKind::AllToAll, work.request());
+  tell.parts = plan::Parts::equal(1, comm_->world().size);
   tell.in = {ours.data(), size, DType::Int64};
   tell.out = {theirs.data(), size, DType::Int64};
-  comm_.run(std::move(tell));
+  comm_->run(std::move(tell));
 
   const std::vector<size_t> receives(theirs.begin(), theirs.end());
   size_t total = 0;
   for (const size_t n : receives) total += n;
   Output output = make_output(tensor.dtype, with_rows(tensor.shape, total));
-  Operation o = operation_for(OpKind::AllToAllV, work.request);
+  Operation o = operation_for(OpKind::AllToAllV, work.request());
   o.sends = plan::Parts::of(times(sends, row));
   o.parts = plan::Parts::of(times(receives, row));
   o.in = work.buffers != nullptr ? work.buffers->in[0] : View{scratch(0), 0, tensor.dtype};
   o.out = view_of(output);
-  comm_.run(std::move(o));
+  comm_->run(std::move(o));
   if (work.ticket == nullptr) return;
   work.ticket->outputs.push_back(std::move(output));
   work.ticket->received = receives;
 }
 
 void Executor::reduce_scatter(Work& work) {
-  const int size = comm_.world().size, rank = comm_.world().rank;
-  for (size_t i = 0; i < work.request.tensors.size(); ++i) {
-    const TensorSpec& tensor = work.request.tensors[i];
+  const int size = comm_->world().size, rank = comm_->world().rank;
+  for (size_t i = 0; i < work.request().tensors.size(); ++i) {
+    const TensorSpec& tensor = work.request().tensors[i];
     const plan::Parts rows = plan::Parts::even(static_cast<size_t>(tensor.shape[0]), size);
     std::vector<size_t> counts;
     for (int r = 0; r < size; ++r) counts.push_back(rows.count(r) * row_of(tensor.shape));
-    Operation o = operation_for(OpKind::ReduceScatter, work.request);
+    Operation o = operation_for(OpKind::ReduceScatter, work.request());
     o.parts = plan::Parts::of(counts);
     Output output = make_output(tensor.dtype, with_rows(tensor.shape, rows.count(rank)));
-    o.in = work.buffers != nullptr ? work.buffers->in[i] : neutral(work.request, i);
+    o.in = work.buffers != nullptr ? work.buffers->in[i] : neutral(work.request(), i);
     o.out = view_of(output);
-    comm_.run(std::move(o));
+    comm_->run(std::move(o));
     if (work.ticket != nullptr) work.ticket->outputs.push_back(std::move(output));
   }
 }

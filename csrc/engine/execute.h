@@ -10,7 +10,9 @@
 
 #include "base/view.h"
 #include "comm/communicator.h"
+#include "engine/adasum.h"
 #include "engine/request.h"
+#include "engine/stats.h"
 #include "engine/ticket.h"
 
 namespace roundel::engine {
@@ -24,10 +26,12 @@ struct Buffers {
 
 // One announced request. `buffers` and `ticket` are this rank's, or null where it has joined.
 struct Work {
-  std::string key;  // key_of(the encoded request)
-  Request request;
+  SharedRequest sealed;
+  const Request& request() const { return sealed->request; }
   Buffers* buffers = nullptr;
   Ticket* ticket = nullptr;
+  Clock::time_point submitted, agreed;
+  int last = -1;          // the rank that became ready last
   size_t parts_left = 0;  // operations that carry some of it
 };
 
@@ -36,19 +40,22 @@ class Executor {
  public:
   using Done = std::function<void(Work&)>;
   // `done` is called for every request as soon as it is carried out.
-  Executor(comm::Communicator& comm, size_t fusion_bytes, Done done)
-      : comm_(comm), fusion_bytes_(fusion_bytes), done_(std::move(done)) {}
+  Executor(std::shared_ptr<comm::Communicator> comm, size_t fusion_bytes, Stats& stats, Done done)
+      : comm_(std::move(comm)), adasum_(*comm_), fusion_bytes_(fusion_bytes), stats_(stats), done_(std::move(done)) {}
   void run(std::vector<Work>& works);
+  comm::Communicator& comm() { return *comm_; }
 
  private:
   struct Fused {
     comm::Operation operation;
     std::vector<Work*> works;  // one entry for each member
   };
+  void carry_out(Work& work);
+  void note(const Work& work, size_t bytes, Clock::time_point begin, Clock::time_point end) const;
   void add_allreduce(Work& work);
   void flush(Fused& fused);
   void flush_all();
-  void adasum(Work& work);
+  void run_adasum(Work& work);
   void allgather(Work& work);
   void broadcast(Work& work);
   void alltoall(Work& work);
@@ -57,8 +64,10 @@ class Executor {
   View neutral(const Request& request, size_t tensor);
   std::byte* scratch(size_t bytes);
 
-  comm::Communicator& comm_;
+  std::shared_ptr<comm::Communicator> comm_;
+  Adasum adasum_;
   size_t fusion_bytes_;
+  Stats& stats_;
   Done done_;
   std::vector<Fused> open_;
   std::vector<std::unique_ptr<std::byte[]>> scratch_;  // of a rank that has joined

@@ -11,7 +11,7 @@ const char* name_of(Kind kind) {
 }
 
 std::string encode(const Request& request) {
-  Writer out;
+  Writer out(64 + request.name.size() + 48 * request.tensors.size());
   out.number(request.set);
   out.text(request.name);
   out.number(request.kind);
@@ -52,12 +52,20 @@ Request decode(std::string_view encoded) {
   return request;
 }
 
+namespace {
+
+// A prefix of the encoded request.
 std::string_view key_of(std::string_view encoded) {
   Reader in(encoded);
   in.number<uint32_t>();
   in.text();
   return encoded.substr(0, encoded.size() - in.rest().size());
 }
+
+}  // namespace
+
+Sealed::Sealed(Request from) : request(std::move(from)), encoded(encode(request)), key(key_of(encoded)) {}
+Sealed::Sealed(std::string_view from) : request(decode(from)), encoded(from), key(key_of(encoded)) {}
 
 namespace {
 

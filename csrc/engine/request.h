@@ -3,6 +3,7 @@
 // Two ranks ask for the same just when their encoded requests are equal, byte for byte.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,11 +37,21 @@ struct Request {
   std::vector<int> ranks;  // AddSet
 };
 
+// A request in its final form.
+struct Sealed {
+  explicit Sealed(Request from);
+  explicit Sealed(std::string_view from);  // throws CorruptFrame where that is no encoded request
+  const Request request;
+  const std::string encoded;
+  const std::string_view key;   // set and name, which no two requests under way on one rank have in common
+  uint32_t number = kNoNumber;  // that stands for it between ranks; of whoever drives the engine
+
+  static constexpr uint32_t kNoNumber = ~0u;
+};
+using SharedRequest = std::shared_ptr<Sealed>;
+
 std::string encode(const Request& request);
 Request decode(std::string_view encoded);
-
-// Set and name, which no two requests under way on one rank have in common: a prefix of the encoded request.
-std::string_view key_of(std::string_view encoded);
 
 // "allreduce of float32 (3, 4), sum", and "allreduce 'fc.weight'".
 std::string describe(const Request& request);
