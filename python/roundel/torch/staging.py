@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.autograd.graph import increment_version
 
-from roundel import world
 from roundel.errors import InvalidArgumentError
-from roundel.ops import Average, ReduceOp, Sum
-from roundel.process_sets import ProcessSet, global_process_set
+from roundel.ops import choose_op
+from roundel.process_sets import number_of
 
 __all__ = ["Staged", "check_tensors", "choose_op", "device_of", "give_all", "number_of", "stage", "stage_all"]
 
@@ -95,36 +94,3 @@ def device_of(staged: Staged) -> int:
         return -1
     device = staged.tensor.device
     return -1 if device.type == "cpu" else device.index or 0
-
-
-def number_of(process_set: ProcessSet, what: str) -> int:
-    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more).
-
-    RoundelError before init().
-    """
-    if process_set is global_process_set:
-        return 0
-    if not isinstance(process_set, ProcessSet):
-        raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
-    world.engine()  # raises before init()
-    number = process_set.process_set_id
-    if number is None:
-        raise InvalidArgumentError(
-            f"{what}: {process_set} is not known to the job: give it to init(process_sets=[...]) or add_process_set() first"
-        )
-    return number
-
-
-def choose_op(average: bool | None, op: ReduceOp | None, what: str) -> ReduceOp:
-    """The operator that `average`, which Horovod had before `op`, or `op` names; Average where neither is given."""
-    if average is None and op.__class__ is ReduceOp:
-        return op
-    if average is not None and op is not None:
-        raise InvalidArgumentError(f"{what}: give either `average` or `op`, not both")
-    if op is None:
-        return Sum if average is False else Average
-    try:
-        return ReduceOp(op)
-    except ValueError:
-        names = ", ".join(ReduceOp.__members__)
-        raise InvalidArgumentError(f"{what}: expected op to be one of {names}, got {op!r}") from None
