@@ -76,12 +76,13 @@ format: $(VENV)/.requirements
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-# Generated files that are kept: the module's type stubs and docs/env.md.
+# Generated files that are kept: the module's type stubs, docs/env.md, and the tables of docs/horovod.md.
 stubs docs: build
 	$(BIN)/python -m pip install --quiet pybind11-stubgen
 	$(BIN)/pybind11-stubgen roundel._core -o build/stubs
 	cp build/stubs/roundel/_core.pyi python/roundel/_core.pyi
 	$(BIN)/python docs/make_env.py > docs/env.md
+	$(BIN)/python docs/make_horovod.py
 
 wheel: $(VENV)/.requirements
 	$(BIN)/python -m pip install --quiet build

@@ -80,8 +80,10 @@ const std::vector<Setting>& settings() {
        "Where every rank writes its last 256 operations when its communicator fails: PREFIX.rank3.json."},
       {"ROUNDEL_FAILPOINT", "", "For tests: point=action@n, what this process does to itself at the n-th passing of a point."},
       {"ROUNDEL_TCP_SOCKETS", "1", "Connections to each peer on another host, 1 to 16; the same on all ranks."},
-      {"ROUNDEL_INTERFACE", "",
-       "Interface (eth1) or address of this host where other ranks reach this one; default: by the route to the rendezvous."},
+      {"ROUNDEL_INTERFACE",
+       "",
+       "Interface (eth1) or address of this host where other ranks reach this one; default: by the route to the rendezvous.",
+       {{"HOROVOD_GLOO_IFACE"}}},
       {"ROUNDEL_HOST_ID", "", "Ranks with equal host ids share memory; default: boot id and network namespace."},
       {"ROUNDEL_LOG_LEVEL", "warning", "error, warning, info or debug; written to stderr.", {{"HOROVOD_LOG_LEVEL", log_level}}},
   };

@@ -19,6 +19,7 @@ __all__ = [
     "add_process_set",
     "check_process_sets",
     "global_process_set",
+    "number_of",
     "process_set_by_id",
     "process_sets",
     "remove_process_set",
@@ -126,6 +127,24 @@ def check_process_sets(sets: Iterable[ProcessSet], size: int | None = None) -> l
         if any(given.ranks == other.ranks for other in sets[:i]) or given.ranks == list(range(size or 0)):
             raise InvalidArgumentError(f"process_sets: entry {i} is a duplicate: {given}")
     return sets
+
+
+def number_of(process_set: ProcessSet, what: str) -> int:
+    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more).
+
+    RoundelError before init().
+    """
+    world.engine()  # raises before init()
+    if process_set is global_process_set:
+        return 0
+    if not isinstance(process_set, ProcessSet):
+        raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
+    number = process_set.process_set_id
+    if number is None:
+        raise InvalidArgumentError(
+            f"{what}: {process_set} is not known to the job: give it to init(process_sets=[...]) or add_process_set() first"
+        )
+    return number
 
 
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:

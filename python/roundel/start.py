@@ -7,13 +7,14 @@ from typing import Any
 
 from roundel import world
 from roundel.errors import InvalidArgumentError
+from roundel.process_sets import ProcessSet, add_process_set, check_process_sets
 
 __all__ = ["init"]
 
 
 def init(
     comm: Sequence[int] | Any | None = None,
-    process_sets: Iterable[Any] | str | None = None,
+    process_sets: Iterable[ProcessSet] | str | None = None,
     start_timeout: float | None = None,
 ) -> None:
     """Join the job that the launcher describes; a process that nothing launched is a job of one. Repeated calls join no other.
@@ -23,8 +24,8 @@ def init(
 
     comm: None or [] for all ranks of the job; a list of all its ranks, or an mpi4py communicator of the same rank and size,
     is the same. A part of the ranks is refused: make a process set of it.
-    process_sets: ProcessSet objects to add, the same on every rank, or "dynamic" for none. Sets can be added later in either
-    case.
+    process_sets: ProcessSet objects to add (add_process_set() for each that is not known yet), the same on every rank; or
+    "dynamic" for none. Sets can be added later in either case.
     start_timeout: seconds to wait for all ranks; default ROUNDEL_START_TIMEOUT (60).
     Raises InvalidArgumentError, TimeoutError (names the missing ranks), HandshakeError, LaunchError (the variables make no
     sense).
@@ -34,18 +35,14 @@ def init(
         if process_sets.lower() != "dynamic":
             raise InvalidArgumentError(f"init: expected process_sets to be a list or 'dynamic', got {process_sets!r}")
         process_sets = None
-    if process_sets is not None:
-        from roundel.process_sets import add_process_set, check_process_sets
-
-        process_sets = check_process_sets(process_sets)
+    process_sets = check_process_sets(process_sets or [])
     was_initialized = world.is_initialized()
     world.init(start_timeout, lambda size: _check_all(comm, None, size))
     try:
         _check_all(comm, world.rank(), world.size())
-        if process_sets is not None:
-            for process_set in check_process_sets(process_sets, world.size()):
-                if process_set.process_set_id is None:
-                    add_process_set(process_set)
+        for process_set in check_process_sets(process_sets, world.size()):
+            if process_set.process_set_id is None:
+                add_process_set(process_set)
     except InvalidArgumentError:
         if not was_initialized:
             world.shutdown()

@@ -55,7 +55,7 @@ def test_every_flag_of_horovodruns_has_a_row_and_a_place_in_the_parser():
 
 
 def test_settings_are_those_of_the_core():
-    known = {name for name, *_ in _core.settings()} | {"ROUNDEL_INTERFACE"}
+    known = {name for name, *_ in _core.settings()}
     assert {flag.variable for flag in FLAGS if flag.kind is Kind.SETTING} <= known
 
 

@@ -17,7 +17,7 @@ __all__ = ["FLAGS", "Flag", "Kind", "add_flags", "notes", "settings"]
 class Kind(enum.Enum):
     OWN = "same"
     SETTING = "same, as a setting"
-    IGNORED = "accepted, no effect"
+    IGNORED = "no effect"
     REFUSED = "refused"
 
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.autograd.graph import increment_version
 
-from roundel import world
 from roundel.errors import InvalidArgumentError
-from roundel.ops import Average, ReduceOp, Sum
-from roundel.process_sets import ProcessSet
+from roundel.ops import choose_op
+from roundel.process_sets import number_of
 
 __all__ = ["Staged", "check_tensors", "choose_op", "device_of", "give_all", "number_of", "stage", "stage_all"]
 
@@ -33,8 +32,9 @@ def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tens
     tensors = [_check_tensor(tensor, what) for tensor in tensors]
     if not tensors:
         raise InvalidArgumentError(f"{what}: expected at least one tensor, got an empty list")
-    devices = {str(tensor.device) for tensor in tensors}
-    if len(devices) > 1:
+    first = tensors[0].device
+    if any(tensor.device != first for tensor in tensors):
+        devices = {str(tensor.device) for tensor in tensors}
         raise InvalidArgumentError(f"{what}: expected tensors of one device, got {', '.join(sorted(devices))}")
     return tensors
 
@@ -42,14 +42,24 @@ def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tens
 class Staged:
     """A caller's tensor and the buffer that stands for it in the core."""
 
+    __slots__ = ("buffer", "is_copy", "tensor")
+
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
         self.tensor = _check_tensor(tensor, what)
         detached = tensor.detach() if tensor.requires_grad else tensor
+<<<<<<< HEAD
+        if detached.is_cpu and detached.is_contiguous() and not detached.is_neg():  # most are; every call here costs time
+            self.buffer, self.is_copy = detached, False
+            return
+        if detached.is_cuda:
+            self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
+=======
         self.is_copy = not (tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg())
         if not self.is_copy:
             self.buffer = detached
         elif tensor.is_cuda:
             self.buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+>>>>>>> h/torch
             self.buffer.copy_(detached, non_blocking=True)
             torch.cuda.current_stream(tensor.device).synchronize()
         else:
@@ -66,7 +76,11 @@ class Staged:
         if self.is_copy:
             self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
+<<<<<<< HEAD
+            increment_version(self.tensor)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+=======
             increment_version(self.buffer)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+>>>>>>> h/torch
         return self.tensor
 
 
@@ -87,6 +101,12 @@ def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.
 
 def device_of(staged: Staged) -> int:
     """What ranks compare: -1 for the CPU, else the device's index."""
+<<<<<<< HEAD
+    if staged.tensor.is_cpu:
+        return -1
+    device = staged.tensor.device
+    return -1 if device.type == "cpu" else device.index or 0
+=======
     return -1 if staged.tensor.is_cpu else staged.tensor.device.index or 0
 
 
@@ -117,3 +137,4 @@ def choose_op(average: bool | None, op: ReduceOp | None, what: str) -> ReduceOp:
     except ValueError:
         names = ", ".join(ReduceOp.__members__)
         raise InvalidArgumentError(f"{what}: expected op to be one of {names}, got {op!r}") from None
+>>>>>>> h/torch
