@@ -31,13 +31,10 @@ __all__ = [
 ]
 
 
-<<<<<<< HEAD
-=======
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format, requires_grad=False)
 
 
->>>>>>> h/torch
 class Reduction(NamedTuple):
     """How to reduce: the arguments that all forms share."""
 

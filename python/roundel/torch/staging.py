@@ -47,19 +47,11 @@ class Staged:
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
         self.tensor = _check_tensor(tensor, what)
         detached = tensor.detach() if tensor.requires_grad else tensor
-<<<<<<< HEAD
-        if detached.is_cpu and detached.is_contiguous() and not detached.is_neg():  # most are; every call here costs time
-            self.buffer, self.is_copy = detached, False
-            return
-        if detached.is_cuda:
-            self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
-=======
         self.is_copy = not (tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg())
         if not self.is_copy:
             self.buffer = detached
         elif tensor.is_cuda:
             self.buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
->>>>>>> h/torch
             self.buffer.copy_(detached, non_blocking=True)
             torch.cuda.current_stream(tensor.device).synchronize()
         else:
@@ -76,11 +68,7 @@ class Staged:
         if self.is_copy:
             self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
-<<<<<<< HEAD
-            increment_version(self.tensor)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
-=======
             increment_version(self.buffer)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
->>>>>>> h/torch
         return self.tensor
 
 
@@ -101,40 +89,4 @@ def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.
 
 def device_of(staged: Staged) -> int:
     """What ranks compare: -1 for the CPU, else the device's index."""
-<<<<<<< HEAD
-    if staged.tensor.is_cpu:
-        return -1
-    device = staged.tensor.device
-    return -1 if device.type == "cpu" else device.index or 0
-=======
     return -1 if staged.tensor.is_cpu else staged.tensor.device.index or 0
-
-
-def number_of(process_set: ProcessSet, what: str) -> int:
-    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more).
-
-    RoundelError before init().
-    """
-    if not isinstance(process_set, ProcessSet):
-        raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
-    world.engine()  # raises before init()
-    number = process_set.process_set_id
-    if number is None:
-        raise InvalidArgumentError(
-            f"{what}: {process_set} is not known to the job: give it to init(process_sets=[...]) or add_process_set() first"
-        )
-    return number
-
-
-def choose_op(average: bool | None, op: ReduceOp | None, what: str) -> ReduceOp:
-    """The operator that `average`, which Horovod had before `op`, or `op` names; Average where neither is given."""
-    if average is not None and op is not None:
-        raise InvalidArgumentError(f"{what}: give either `average` or `op`, not both")
-    if op is None:
-        return Sum if average is False else Average
-    try:
-        return ReduceOp(op)
-    except ValueError:
-        names = ", ".join(ReduceOp.__members__)
-        raise InvalidArgumentError(f"{what}: expected op to be one of {names}, got {op!r}") from None
->>>>>>> h/torch
