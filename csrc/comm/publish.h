@@ -58,9 +58,6 @@ class Publisher {
 
   bool direct() const { return direct_; }
 
-  // Then the operation must not end here before its readers have read.
-  bool timing() const { return trial_; }
-
   // The way that all go. Called where the choice could have been otherwise, before the data move.
   void go(bool direct) {
     if (direct != direct_) trial_ = false;

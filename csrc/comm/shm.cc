@@ -170,32 +170,26 @@ void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
     take_room(most);
     return one_shot(o, line);
   }
-  publisher_.choose(o.kind, o.bytes(), o.kind == OpKind::Broadcast && memory_.readable());
+  publisher_.choose(o.kind, o.bytes());
   line.detail = offer(o);
   publish(o, line);
-  publisher_.begin_wait();
   bool direct = line.detail >= 0;
   if (o.kind == OpKind::Broadcast) {
     if (rank_ != o.root) direct = meet(o, o.root).detail >= 0;
-    if (rank_ == o.root && (direct || publisher_.measures() || publisher_.timing())) meet_all(o);
+    if (rank_ == o.root && (direct || publisher_.measures())) meet_all(o);
   } else {
     for (int r = 0; r < size_; ++r)
       if (r != rank_) direct &= meet(o, r).detail >= 0;
   }
-  publisher_.end_wait();
-  if (direct && !publisher_.direct()) publisher_.go_without();
+  if (o.kind != OpKind::Broadcast || rank_ == o.root) publisher_.end_wait();  // the others have met root only
   if (direct) return exchange_directly(o);
-  publisher_.go(false);
   switch (o.kind) {
     case OpKind::Reduce:
       return reduce_through_cells(o);
     case OpKind::AllGather:
       return gather_through_cells(o);
     case OpKind::Broadcast:
-      broadcast_through_cells(o);
-      finish(o);
-      if (publisher_.timing()) await_finish(o);  // root is done before those who read
-      return;
+      return broadcast_through_cells(o);
     default:
       return exchange_through_cells(o, longest(o.parts));
   }
