@@ -157,8 +157,7 @@ void Engine::perform(const std::string& message) {
       case Announcement::Refuse: {
         run_collected();
         const std::string_view key = in.text();
-        finish(key, std::make_exception_ptr(Mismatch(std::string(in.text()))));
-
+        refuse(key, std::string(in.text()));
         break;
       }
       case Announcement::JoinOver: {
@@ -182,7 +181,7 @@ void Engine::run(uint32_t set, std::vector<Work>& works) {
     for (Work& work : works) {
       const auto mine = pending_.find(work.sealed->key);
       if (mine == pending_.end()) {
-        catch_up(work.request());
+        catch_up(work.request().kind, set, work.request().name);
         continue;
       }
       work.buffers = &mine->second.buffers;  // stays where it is until finish()
@@ -200,12 +199,23 @@ void Engine::run(uint32_t set, std::vector<Work>& works) {
   executor->second.run(works);
 }
 
+void Engine::refuse(std::string_view key, const std::string& why) {
+  Reader in(key);
+  const auto set = in.number<uint32_t>();
+  const auto kind = in.number<Kind>();
+  {
+    const std::lock_guard lock(mutex_);
+    if (!pending_.contains(key) && executors_.contains(set)) catch_up(kind, set, std::string(in.text()));
+  }
+  finish(key, std::make_exception_ptr(Mismatch(why)));
+}
+
 // What others called while this rank had joined counts here too: the next unnamed request must get the same name everywhere.
-void Engine::catch_up(const Request& request) {
-  const size_t at = request.name.find(kUnnamed);
+void Engine::catch_up(Kind kind, uint32_t set, const std::string& name) {
+  const size_t at = name.find(kUnnamed);
   if (at == std::string::npos) return;
-  const uint64_t number = std::strtoull(request.name.c_str() + at + std::char_traits<char>::length(kUnnamed), nullptr, 10);
-  uint64_t& next = unnamed_[{request.kind, request.set}];
+  const uint64_t number = std::strtoull(name.c_str() + at + std::char_traits<char>::length(kUnnamed), nullptr, 10);
+  uint64_t& next = unnamed_[{kind, set}];
   next = std::max(next, number + 1);
 }
 

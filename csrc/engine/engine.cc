@@ -104,6 +104,7 @@ void Engine::validate(const Request& request, const Buffers& buffers) const {
     const TensorSpec& tensor = request.tensors[i];
     if (reduces && tensor.dtype == DType::Bool && request.op == static_cast<uint8_t>(ReduceOp::Average))
       refuse("bool has no average; use sum (or), max (or), min (and) or product (and)");
+    if (request.op == kAdasum && request.kind == Kind::ReduceScatter) refuse("Adasum is there for allreduce only");
     if (request.op == kAdasum && !is_floating(tensor.dtype))
       refuse(format("Adasum: expected a floating dtype, got %s", name_of(tensor.dtype)));
     if (request.kind == Kind::ReduceScatter && tensor.shape.empty()) refuse("expected at least one dimension, got a scalar");

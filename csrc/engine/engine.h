@@ -99,12 +99,13 @@ class Engine {
   SharedRequest take_request(Reader& in);
   void learn(const SharedRequest& request);
   void perform(const std::string& announcement);
+  void refuse(std::string_view key, const std::string& why);
   void run(uint32_t set, std::vector<Work>& works);
   void open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm);
   void add_set(const Work& work);
   void remove_set(const Work& work);
   void finish(std::string_view key, const std::exception_ptr& error, int64_t value = -1);
-  void catch_up(const Request& request);
+  void catch_up(Kind kind, uint32_t set, const std::string& name);
 
   std::shared_ptr<comm::Communicator> comm_;
   const int rank_, size_;

@@ -13,8 +13,8 @@ const char* name_of(Kind kind) {
 std::string encode(const Request& request) {
   Writer out(64 + request.name.size() + 48 * request.tensors.size());
   out.number(request.set);
-  out.text(request.name);
   out.number(request.kind);
+  out.text(request.name);
   out.number(request.op);
   out.number(request.on_device);
   out.number(request.root);
@@ -33,8 +33,8 @@ Request decode(std::string_view encoded) {
   Reader in(encoded);
   Request request;
   request.set = in.number<uint32_t>();
-  request.name = in.text();
   request.kind = in.number<Kind>();
+  request.name = in.text();
   request.op = in.number<uint8_t>();
   request.on_device = in.number<bool>();
   request.root = in.number<int>();
@@ -58,6 +58,7 @@ namespace {
 std::string_view key_of(std::string_view encoded) {
   Reader in(encoded);
   in.number<uint32_t>();
+  in.number<Kind>();
   in.text();
   return encoded.substr(0, encoded.size() - in.rest().size());
 }

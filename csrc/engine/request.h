@@ -43,7 +43,7 @@ struct Sealed {
   explicit Sealed(std::string_view from);  // throws CorruptFrame where that is no encoded request
   const Request request;
   const std::string encoded;
-  const std::string_view key;   // set and name, which no two requests under way on one rank have in common
+  const std::string_view key;   // set, kind and name: once at a time on one rank
   uint32_t number = kNoNumber;  // that stands for it between ranks; of whoever drives the engine
 
   static constexpr uint32_t kNoNumber = ~0u;

@@ -126,13 +126,23 @@ def test_a_name_in_flight_is_refused_on_its_caller_only(comm):
         return
     if comm.rank == 0:
         handle = engine().allreduce([np.ones(2)], op=SUM, name="twice")
-        with pytest.raises(roundel.errors.DuplicateNameError, match="rank 0: broadcast 'twice'.*under way"):
-            engine().broadcast(np.ones(2), 0, name="twice")
+        with pytest.raises(roundel.errors.DuplicateNameError, match="rank 0: allreduce 'twice'.*under way"):
+            engine().allreduce([np.ones(3)], name="twice")
         engine().barrier().wait()
     else:
         engine().barrier().wait()
         handle = engine().allreduce([np.ones(2)], op=SUM, name="twice")
     assert (one(handle) == comm.size).all()
+
+
+def test_requests_of_different_kinds_may_share_a_name(comm):
+    starts = [
+        lambda: engine().allreduce([np.ones(3)], op=SUM, name="same"),
+        lambda: engine().broadcast(np.zeros(2), 0, name="same"),
+    ]
+    handles = [start() for start in (starts if comm.rank % 2 else reversed(starts))]
+    for handle in handles:
+        handle.wait()
 
 
 def different(what, last):
@@ -144,14 +154,13 @@ def different(what, last):
         "scale": lambda: e.allreduce([x], prescale=2.0 if last else 1.0, name="odd"),
         "number": lambda: e.allreduce([x, x] if last else [x], name="odd"),
         "root": lambda: e.broadcast(x, 1 if last else 0, name="odd"),
-        "kind": lambda: e.broadcast(x, 0, name="odd") if last else e.allreduce([x], name="odd"),
         "row": lambda: e.allgather([np.ones((2, 3 if last else 4))], name="odd"),
         "device": lambda: e.allreduce([x], name="odd", device=0 if last else -1),
         "set": lambda: e.add_process_set([0] if last else [0, 1]),
     }[what]
 
 
-@pytest.mark.parametrize("what", ["shape", "dtype", "op", "scale", "number", "root", "kind", "row", "device", "set"])
+@pytest.mark.parametrize("what", ["shape", "dtype", "op", "scale", "number", "root", "row", "device", "set"])
 def test_different_requests_are_the_same_error_everywhere_and_the_job_goes_on(comm, what):
     if comm.size == 1:
         return
@@ -180,6 +189,7 @@ def test_wrong_arguments_are_refused_before_anything_starts(comm):
         lambda: e.alltoall(x, [1] * (comm.size + 1)),
         lambda: e.alltoall(x, [5] + [0] * (comm.size - 1)),
         lambda: e.reduce_scatter([np.array(1.0)]),
+        lambda: e.reduce_scatter([x], op=5),
         lambda: e.add_process_set([]),
         lambda: e.add_process_set([comm.size]),
         lambda: e.remove_process_set(0),
@@ -218,8 +228,10 @@ def test_a_root_that_has_joined_has_nothing_to_broadcast(comm):
         return
     if comm.rank != 0:
         with pytest.raises(roundel.MismatchError, match="root, rank 0, has joined"):
-            engine().broadcast(np.ones(2), 0, name="from nobody").wait()
+            engine().broadcast(np.ones(2), 0).wait()
     engine().join().wait()
+    x = np.full(2, comm.rank)  # the refused broadcast counts everywhere as one
+    assert (engine().broadcast(x, 0).wait() == 0).all()
 
 
 def test_process_sets(comm):
