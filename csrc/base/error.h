@@ -39,6 +39,11 @@ struct Mismatch : Error {
   explicit Mismatch(const std::string& what) : Error(what, ErrorKind::Mismatch) {}
 };
 
+// The same, told by what came later: those who were there know more.
+struct Diverged : Mismatch {
+  using Mismatch::Mismatch;
+};
+
 struct CorruptFrame : Error {
   explicit CorruptFrame(const std::string& what) : Error(what, ErrorKind::CorruptFrame) {}
 };

@@ -435,6 +435,20 @@ void Communicator::attend() const {
   if (world_->monitor->troubled()) world_->monitor->raise_trouble("a wait for requests");
 }
 
+std::exception_ptr Communicator::end(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PeerLost&) {
+    try {
+      world_->monitor->await_trouble("a wait for requests");
+    } catch (const Error&) {
+      error = std::current_exception();
+    }
+  } catch (...) {  // says all there is to say
+  }
+  return fail(std::move(error), nullptr);
+}
+
 // Of all that is under way or waiting its turn: none may outlive its deadline because another one is patient.
 void Communicator::check_deadlines() {
   const auto check = [this](const Operation& o) {
@@ -484,6 +498,13 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
       }
     }
     if (!closing_) world_->monitor->report(e, e.ranks);
+  } catch (const Diverged& e) {
+    try {
+      world_->monitor->await_trouble(during != nullptr ? during->describe() : "an operation");
+    } catch (const Error&) {
+      error = std::current_exception();
+    }
+    if (!closing_) world_->monitor->report(e, {});
   } catch (const CorruptFrame& e) {
     const std::string op = during != nullptr ? during->describe() : "an operation";
     error =

@@ -73,7 +73,7 @@ class Communicator {
   transport::Transport& transport() { return *world_->transport; }
   void wake() { world_->bell().ring(); }
   void attend() const;
-  std::exception_ptr end(std::exception_ptr error) { return fail(std::move(error), nullptr); }
+  std::exception_ptr end(std::exception_ptr error);
 
   virtual const char* name() const = 0;  // "shm", "shm+tcp", ...
   const transport::World& world() const { return *world_; }

@@ -2,27 +2,50 @@
 
 #include <unistd.h>
 
+#include <new>
+
 #include "base/error.h"
 #include "base/failpoint.h"
 #include "comm/shm_region.h"
 
 namespace roundel::comm {
 
+namespace {
+
+std::vector<ShmRegion*> regions_of(const transport::SharedMemory& memory) {
+  std::vector<ShmRegion*> regions;
+  for (int r = 0; r < memory.size(); ++r) regions.push_back(reinterpret_cast<ShmRegion*>(memory.collectives(r)));
+  return regions;
+}
+
+std::vector<const Probe*> neighbours_of(const std::vector<ShmRegion*>& regions, size_t rank) {
+  std::vector<const Probe*> probes;
+  for (size_t i = 1; i < regions.size() && i <= kNeighbours; ++i)
+    probes.push_back(&regions[(rank + i) % regions.size()]->probe);
+  return probes;
+}
+
+}  // namespace
+
 ShmCommunicator::ShmCommunicator(std::shared_ptr<transport::World> world)
     : Communicator(std::move(world)),
       memory_(*world_->memory),
       rank_(memory_.index()),
       size_(memory_.size()),
-      entered_(static_cast<size_t>(memory_.size())),
-      inputs_(static_cast<size_t>(memory_.size())),
-      publisher_(world_->spin > 0),
+      regions_(regions_of(memory_)),
+      entered_(static_cast<size_t>(size_)),
+      inputs_(static_cast<size_t>(size_)),
+      publisher_(regions_[static_cast<size_t>(rank_)]->probe, neighbours_of(regions_, static_cast<size_t>(rank_))),
       depth_(kDepth),
-      once_(kOnce) {
+      once_(kOnce),
+      once_sum_(size_ == 2 ? kOneShotOfTwo : kOneShot),
+      direct_from_(kDirectFrom) {
   if (size_ > ::sysconf(_SC_NPROCESSORS_ONLN)) {  // the same on all ranks of a host, unlike the cores that each may use
     depth_ = kCrowdedDepth;
     once_ = kCrowdedOnce;
+    once_sum_ = kOneShot;
+    direct_from_ = kCrowdedDirectFrom;
   }
-  for (int r = 0; r < size_; ++r) regions_.push_back(reinterpret_cast<ShmRegion*>(memory_.collectives(r)));
 }
 
 // Waits until a counter of `peer` has come to `target`.
@@ -137,10 +160,6 @@ void ShmCommunicator::execute(const Operation& o) {
     default:
       exchange(o, line);
   }
-  if (has_root(o.kind) && o.bytes() >= Publisher::kLeast) {  // where who writes is done before those who read
-    finish(o);
-    if (publisher_.timing()) await_finish(o);
-  }
   publisher_.end();
 }
 
@@ -151,24 +170,32 @@ void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
     take_room(most);
     return one_shot(o, line);
   }
+  publisher_.choose(o.kind, o.bytes(), o.kind == OpKind::Broadcast && memory_.readable());
   line.detail = offer(o);
   publish(o, line);
+  publisher_.begin_wait();
   bool direct = line.detail >= 0;
   if (o.kind == OpKind::Broadcast) {
     if (rank_ != o.root) direct = meet(o, o.root).detail >= 0;
-    if (direct && rank_ == o.root) meet_all(o);
+    if (rank_ == o.root && (direct || publisher_.measures())) meet_all(o);
   } else {
     for (int r = 0; r < size_; ++r)
       if (r != rank_) direct &= meet(o, r).detail >= 0;
   }
+  publisher_.end_wait();
+  if (direct && !publisher_.direct()) publisher_.go_without();
   if (direct) return exchange_directly(o);
+  publisher_.go(false);
   switch (o.kind) {
     case OpKind::Reduce:
       return reduce_through_cells(o);
     case OpKind::AllGather:
       return gather_through_cells(o);
     case OpKind::Broadcast:
-      return broadcast_through_cells(o);
+      broadcast_through_cells(o);
+      finish(o);
+      if (publisher_.timing()) await_finish(o);  // root is done before those who read
+      return;
     default:
       return exchange_through_cells(o, longest(o.parts));
   }
@@ -177,21 +204,33 @@ void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
 void ShmCommunicator::allreduce(const Operation& o, ShmLine& line) {
   const bool in_place = o.in.data == o.out.data && o.bytes() > kArenaFrom;
   const auto offset = in_place ? memory_.arena().offset_of(o.out.data, o.out.bytes()) : std::nullopt;
-  if (o.bytes() <= kOneShot) {
+  if (o.bytes() <= once_sum_) {
     take_room(o.bytes());  // also on a rank that goes another way, which others may not
     if (!offset) return one_shot(o, line);
   }
-  if (offset) {
-    line.detail = static_cast<int64_t>(*offset);
-    if (o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
-  }
+  const bool readable = !offset && o.prescale == 1 && size_ > 1 && memory_.readable() && o.bytes() >= direct_from_;
+  publisher_.choose(o.kind, o.bytes(), readable);
+  line.detail = offset ? static_cast<int64_t>(*offset) : publisher_.direct() ? kReadDirectly : -1;
+  if (offset && o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
+  Places& places = *new (line.inline_data) Places;
+  if (readable) places = {place_of(o.in), place_of(o.out)};
   publish(o, line);
-  std::vector<std::byte*> copies;  // all of them, or the path through the cells
+  publisher_.begin_wait();
+  std::vector<std::byte*> copies;  // all of them, or another path
+  bool all_readable = true;
   for (int r = 0; r < size_; ++r) {
     const ShmLine& theirs = r == rank_ ? line : meet(o, r);
     if (theirs.detail >= 0) copies.push_back(memory_.arena_base(r) + theirs.detail);
+    all_readable &= places_of(o, r).in >= 0;
   }
-  if (static_cast<int>(copies.size()) == size_) return reduce_in_arena(o, copies);
+  publisher_.end_wait();
+  if (static_cast<int>(copies.size()) == size_) {
+    publisher_.go_without();
+    return reduce_in_arena(o, copies);
+  }
+  const bool direct = all_readable && regions_[0]->lines[o.sequence % kSlots].detail == kReadDirectly;  // one chooses for all
+  publisher_.go(direct);
+  if (direct) return reduce_directly(o);
   if (!offset || o.prescale == 1) return reduce_through_cells(o);
   Operation scaled = o;
   scaled.prescale = 1;  // already done, in place
@@ -216,6 +255,7 @@ void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
       throw Mismatch(format("[shm] rank %d: %s: expected %zu elements from rank %d, which sends %llu", world_->rank,
                             o.describe().c_str(), o.parts.count(r), memory_.ranks()[static_cast<size_t>(r)],
                             static_cast<unsigned long long>(row(r)[rank_])));
+  publisher_.choose(o.kind, longest_of_all * size_of(o.dtype()));
   exchange_through_cells(o, longest_of_all);
 }
 
@@ -225,7 +265,7 @@ uint64_t* ShmCommunicator::row(int rank) const {
 
 // Everyone's data in its flag line, or beside it; everyone reads what it needs. What is a rank's own is read where it is.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
-  publisher_.begin(o.kind, o.bytes());
+  publisher_.choose(o.kind, o.bytes());
   const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
   const bool to_root = o.kind == OpKind::Reduce || o.kind == OpKind::Gather;
   const bool at_root = rank_ == o.root;
@@ -250,11 +290,13 @@ void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
   publish(o, line);
   if (o.kind == OpKind::Broadcast) {
     meet_for_broadcast(o);
+    if (at_root) publisher_.end_wait();
     return copy_bytes(o.out.data, data_of(o.root), o.out.bytes());
   }
   bool all_published = true;
   for (int r = 0; r < size_; ++r)
     if (r != rank_ && meet(o, r).detail >= 0) all_published = false;
+  publisher_.end_wait();
   if (!all_published) return reduce_through_cells(o);  // some ranks hoped to reduce in place; see allreduce()
   if (to_root && !at_root) return;
   switch (o.kind) {

@@ -15,6 +15,7 @@ namespace roundel::comm {
 
 struct ShmRegion;
 struct ShmLine;
+struct Places;
 
 class ShmCommunicator final : public Communicator {
  public:
@@ -37,8 +38,12 @@ class ShmCommunicator final : public Communicator {
   void allreduce(const Operation& o, ShmLine& line);
   void alltoallv(const Operation& o, ShmLine& line);
   void one_shot(const Operation& o, ShmLine& line);
+  int64_t place_of(const View& view) const;
+  const Places& places_of(const Operation& o, int rank) const;
   int64_t offer(const Operation& o) const;
-  void fetch(const Operation& o, int peer, void* to, size_t at, size_t bytes);
+  const std::byte* mapped(int peer, int64_t place) const;
+  void fetch(const Operation& o, int peer, int64_t place, void* to, size_t bytes);
+  void reduce_directly(const Operation& o);
   void exchange_directly(const Operation& o);
   void reduce_in_arena(const Operation& o, const std::vector<std::byte*>& copies);
   void reduce_through_cells(const Operation& o);
@@ -59,8 +64,10 @@ class ShmCommunicator final : public Communicator {
   std::vector<ShmRegion*> regions_;  // by rank
   std::vector<uint64_t> entered_;    // highest operation that each rank is known to have entered
   std::vector<const void*> inputs_;  // of the reduction under way, by rank
+  std::vector<std::byte> fetched_;   // parts of peers' inputs that reduce_directly() adds up
   Publisher publisher_;
-  size_t depth_, once_;              // cells, and bytes for one-shot operations, that are in use, the same on all ranks
+  size_t depth_, once_;              // cells, and bytes for one-shot operations, that are in use: the same on all ranks, as are
+  size_t once_sum_, direct_from_;    // bytes of an all-reduce: up to here in one shot, from here on perhaps directly
   size_t room_ = 0, next_room_ = 0;  // where one-shot data lie: of this operation, and of the next one
   uint64_t chunks_ = 0;              // chunks that all operations so far have moved through the cells, the same on all ranks
 };

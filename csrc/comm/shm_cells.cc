@@ -32,7 +32,6 @@ void ShmCommunicator::publish_bytes(DType dtype, void* to, const void* from, siz
 // Two shots, pipelined: while chunk c is staged, the own slice of chunk c-1 is reduced and chunk c-2 is gathered. Of a Reduce
 // only root gathers, the others have no output.
 void ShmCommunicator::reduce_through_cells(const Operation& o) {
-  publisher_.begin(o.kind, o.in.bytes());
   const DType dtype = o.dtype();
   const size_t element = size_of(dtype), per_chunk = kCell / element;
   const uint64_t chunks = (o.in.count + per_chunk - 1) / per_chunk, base = chunks_;
@@ -104,7 +103,6 @@ void ShmCommunicator::reduce_through_cells(const Operation& o) {
 // Reduce-scatter, all-to-all, gather and scatter: a cell holds one piece for every rank that this one sends to; each takes the
 // pieces that are for it, summed or one beside the other. `longest`: the most elements that one rank has for another.
 void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest) {
-  publisher_.begin(o.kind, longest * size_of(o.dtype()));
   const DType dtype = o.dtype();
   const size_t element = size_of(dtype);
   const bool gathers = o.kind == OpKind::Gather, scatters = o.kind == OpKind::Scatter, sums = o.kind == OpKind::ReduceScatter;
@@ -164,7 +162,6 @@ void ShmCommunicator::exchange_through_cells(const Operation& o, size_t longest)
 }
 
 void ShmCommunicator::gather_through_cells(const Operation& o) {
-  publisher_.begin(o.kind, o.bytes());
   std::byte* own = o.out.at(o.parts.begin(rank_));
   const size_t element = size_of(o.out.dtype), piece = kCell / element;
   size_t longest = 0;
@@ -206,7 +203,6 @@ void ShmCommunicator::gather_through_cells(const Operation& o) {
 
 // Root stages, the others copy out.
 void ShmCommunicator::broadcast_through_cells(const Operation& o) {
-  publisher_.begin(o.kind, o.bytes());
   const size_t element = size_of(o.out.dtype), piece = kCell / element;
   const uint64_t chunks = (o.out.count + piece - 1) / piece, base = chunks_;
   ShmRegion& mine = *regions_[static_cast<size_t>(rank_)];

@@ -6,6 +6,7 @@
 
 #include "base/copy.h"
 #include "base/signature.h"
+#include "comm/publish.h"
 #include "kernels/kernels.h"
 #include "plan/plan.h"
 #include "transport/shm.h"
@@ -14,24 +15,36 @@ namespace roundel::comm {
 
 inline constexpr size_t kSlots =
     4;  // operations between the fastest and the slowest rank: receivers do not wait for each other
-inline constexpr size_t kOnce = 4u << 20;      // room for one-shot operations, used from end to end for the same reason
-inline constexpr size_t kInline = 96;          // the first 32 bytes share a cache line with the flag
-inline constexpr size_t kOneShot = 32u << 10;  // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
+inline constexpr size_t kOnce = 4u << 20;           // room for one-shot operations, used from end to end for the same reason
+inline constexpr size_t kInline = 96;               // the first 32 bytes share a cache line with the flag
+inline constexpr size_t kOneShot = 32u << 10;       // above it two shots read less than N copies; bench allreduce -b 4K -e 256K
+inline constexpr size_t kOneShotOfTwo = 64u << 10;  // of all-reduces of two ranks, where both shots read as much
 inline constexpr size_t kArenaFrom =
     2u << 10;  // below, one shot reads N copies faster than two meetings take; bench allreduce --arena
 inline constexpr size_t kCell = 128u << 10;  // a chunk; bench allreduce -b 16K -e 4M
 inline constexpr size_t kDepth = 16;         // cells come round after 2 MB, more than an L2: docs/adr/0005
 inline constexpr size_t kCrowdedDepth = 4;   // where ranks share cores, and so their caches, few cells stay in these
 inline constexpr size_t kCrowdedOnce = (kSlots + 1) * kOneShot;
-inline constexpr size_t kStreamFrom = 16u << 20;  // results as long as this leave the caches before anyone reads them
-inline constexpr size_t kTile = 8u << 10;         // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
-inline constexpr size_t kLine = 128;              // two cache lines, which processors fetch together
-inline constexpr size_t kAlign = 64;              // slices start on cache lines, so that no two ranks write one
+inline constexpr size_t kDirectFrom = 1u << 20;          // all-reduces that may be read directly: below, cells always win
+inline constexpr size_t kCrowdedDirectFrom = 64u << 10;  // there every chunk of the cells takes turns on the cores
+inline constexpr size_t kStreamFrom = 16u << 20;         // results as long as this leave the caches before anyone reads them
+inline constexpr size_t kTile = 8u << 10;  // inputs and sum stay in L1 while the sum is copied; bench allreduce --arena
+inline constexpr size_t kLine = 128;       // two cache lines, which processors fetch together
+inline constexpr size_t kAlign = 64;       // slices start on cache lines, so that no two ranks write one
+
+inline constexpr int64_t kReadDirectly = -2;  // see ShmLine::detail
+inline constexpr size_t kNeighbours = 3;      // ranks between which the distance is measured
+
+// Where peers can read an all-reduce's buffers, see place_of(); in ShmLine::inline_data.
+struct Places {
+  int64_t in = -1, out = -1;
+};
 
 // What a rank says when it enters an operation. `sequence` is written last.
 struct alignas(128) ShmLine {
   std::atomic<uint64_t> sequence;
-  // AllReduce: where in the arena the buffer is, or -1; AllToAllV: elements of the longest part; others: see offer().
+  // AllReduce: where in the arena the buffer is, or -1, or kReadDirectly; and Places in inline_data;
+  // AllToAllV: elements of the longest part; others: see offer().
   int64_t detail;
   Signature signature;
   std::byte inline_data[kInline];
@@ -45,7 +58,9 @@ struct ShmRegion {
   alignas(128) std::atomic<uint64_t> staged;
   alignas(128) std::atomic<uint64_t> consumed;
   alignas(128) std::atomic<uint64_t> gathered;
+  alignas(128) std::atomic<uint64_t> reduced;   // the last operation whose slice this rank has summed in its own output
   alignas(128) std::atomic<uint64_t> finished;  // the last operation for which this rank is done with its peers' buffers
+  Probe probe;
   alignas(4096) std::byte once[kOnce];
   std::byte cells[kDepth][kCell];
   std::byte results[kDepth][kCell];

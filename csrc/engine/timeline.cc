@@ -396,7 +396,8 @@ void Timeline::span(std::string_view tensor, const char* phase, Clock::time_poin
   event.how = details.how;
   event.bytes = details.bytes;
   event.fused = static_cast<uint32_t>(details.fused);
-  put(event, tensor, details.waited_for);
+  const bool unknown = !details.waited_for.empty() && details.waited_for.front() < 0;
+  put(event, tensor, unknown ? std::span<const int>() : details.waited_for);
 }
 
 void Timeline::instant(std::string_view what) noexcept {

@@ -25,7 +25,7 @@ struct Details {
   size_t bytes = 0;
   const char* dtype = nullptr;           // "float32"
   const char* how = nullptr;             // transport or algorithm: "shm", "tcp"
-  std::span<const int> waited_for = {};  // ranks, copied; of more than a few only the first ones and their number are kept
+  std::span<const int> waited_for = {};  // ranks, copied, at most 8 of them; {-1}: not known
   size_t fused = 0;                      // tensors in the same batch, this one included
 };
 

@@ -171,8 +171,9 @@ class Guests {
 
   [[noreturn]] void raise_lost(int rank, const Guest& guest) const {
     const std::string cause = how_it_ends(guest.link.process, kCauseSeconds);
-    throw PeerLost(cause.empty() ? format("rank %d went away during the start (its process ended, or its host)", rank)
-                                 : format("rank %d ended during the start: %s", rank, cause.c_str()),
+    throw PeerLost(cause.empty()
+                       ? format("rank %d went away during the start (an error there, or its process or host ended)", rank)
+                       : format("rank %d ended during the start: %s", rank, cause.c_str()),
                    {rank}, job_.epoch);
   }
 
@@ -284,8 +285,9 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank 0 did not send the table of ranks within %g s", job.rank, job.start_timeout));
   } catch (const Error&) {
-    throw PeerLost(format("rank %d: rank 0 went away during the start (its process ended, or its host)", job.rank), {0},
-                   job.epoch);
+    throw PeerLost(
+        format("rank %d: rank 0 went away during the start (an error there, or its process or host ended)", job.rank), {0},
+        job.epoch);
   }
   verdict.raise_unless_accepted(identity);
   result.peers = read_cards(cards);

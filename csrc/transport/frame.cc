@@ -14,7 +14,7 @@ FrameHeader make_header(uint32_t epoch, int source, const Tag& tag, uint64_t len
   FrameHeader header;
   header.flags = flags;
   header.epoch = epoch;
-  header.source = static_cast<uint32_t>(source);
+  header.source = static_cast<uint16_t>(source);
   header.sequence = tag.sequence;
   header.index = tag.index;
   header.signature = tag.signature;
@@ -38,7 +38,7 @@ void validate(const FrameHeader& header, int expected_source) {
     wrong = "its header's checksum does not match";
   else if (header.version != kFrameVersion)
     wrong = "it has another protocol version";
-  else if (header.source != static_cast<uint32_t>(expected_source))
+  else if (header.source != static_cast<uint16_t>(expected_source))
     wrong = "it names another sender";
   else if (header.length > kMaxPayload)
     wrong = "its length is above the limit";

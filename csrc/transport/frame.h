@@ -9,7 +9,7 @@
 namespace roundel::transport {
 
 inline constexpr uint32_t kFrameMagic = 0x4c444e52;  // "RNDL"
-inline constexpr uint16_t kFrameVersion = 3;
+inline constexpr uint16_t kFrameVersion = 4;
 inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
 
 // Flags. A frame that announces or grants has no payload: `length` is that of the message it is about. See stream.h.
@@ -18,6 +18,7 @@ inline constexpr uint16_t kAnnounces = 2;  // a message waits for its receive
 inline constexpr uint16_t kGrants = 4;     // that receive is posted
 inline constexpr uint16_t kGranted = 8;    // the payload, sent on a grant
 inline constexpr uint16_t kCredits = 16;   // tells `credit` and nothing else
+inline constexpr uint16_t kDiverged = 32;  // the sender knows of ranks that have called different things before
 
 // Point-to-point messages count apart from collectives, above this.
 inline constexpr uint64_t kPointToPoint = 1ull << 63;
@@ -34,7 +35,8 @@ struct FrameHeader {
   uint16_t version = kFrameVersion;
   uint16_t flags = 0;
   uint32_t epoch = 0;
-  uint32_t source = 0;  // sending rank
+  uint16_t source = 0;   // sending rank
+  uint16_t history = 0;  // hash of all collectives that the sender has called before this one
   uint64_t sequence = 0;
   uint32_t index = 0;
   uint32_t credit = 0;  // flow control: units that the sender of this frame has consumed so far

@@ -108,7 +108,6 @@ std::unique_ptr<World> open_world(const Job& job) {
   if (job.members.empty()) log::set_rank(job.rank);  // a group's ranks keep the job's numbers
 
   Rendezvous met = meet(job, identity, deadline);
-  failpoint::pass(failpoint::Point::StartVerdict);
   auto world = std::make_unique<World>();
   world->group_key = identity.group_key();
   world->is_group = !job.members.empty();
@@ -138,6 +137,7 @@ std::unique_ptr<World> open_world(const Job& job) {
       },
       MonitorTimes::from_settings(job.start_timeout));
   try {
+    failpoint::pass(failpoint::Point::StartVerdict);
     // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
     open_ways(*world, identity, met, mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1),
               {deadline, [&world] { world->monitor->raise_trouble(kStart); }});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/crc32c.h"
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
@@ -24,6 +25,8 @@ constexpr double kClosing = 1;             // seconds without a byte, after the 
 constexpr double kHangUp = 0.1;            // seconds for what was written to arrive, where the peer has nothing to tell us
 constexpr double kHangUpWithNews = 5;      // and where it may: its frame would meet a closed socket, which destroys the rest
 
+uint16_t short_of(uint32_t hash) { return static_cast<uint16_t>(hash ^ hash >> 16); }
+
 uint32_t units_of(size_t bytes) { return static_cast<uint32_t>((bytes + kUnit - 1) / kUnit) + kBookkeeping; }
 
 }  // namespace
@@ -39,7 +42,7 @@ struct StreamTransport::Peer {
 
   std::map<Key, Posted> posted;
   std::map<Key, Early> early;
-  std::map<Key, Announced> announced;  // its messages that wait for our receives
+  std::map<Key, FrameHeader> announced;  // its messages that wait for our receives
   size_t early_bytes = 0;
 
   std::map<Key, Waiting> waiting;  // our messages that it has to grant
@@ -154,7 +157,10 @@ void StreamTransport::queue(Peer& peer, const Tag& tag, uint64_t length, uint16_
   if (payload.size() >= kWorthATurn) peer.next_stripe = (best + 1) % count;
   Stripe& stripe = *peer.stripes[best];
   const bool first = stripe.idle();
-  stripe.queue({make_header(identity_.epoch, identity_.rank, tag, length, flags), payload, ticket});
+  FrameHeader header = make_header(identity_.epoch, identity_.rank, tag, length, flags);
+  header.history = short_of(history_);
+  if (diverged_ >= 0) header.flags |= kDiverged;
+  stripe.queue({header, payload, ticket});
   if (first) flush(peer, stripe);
 }
 
@@ -230,8 +236,8 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   const Key key{tag.sequence, tag.index};
   // Any message of this operation shows its signature.
   if (const auto first = peer.early.lower_bound({tag.sequence, 0});
-      first != peer.early.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
-    raise_mismatch(peer_rank, tag.signature, first->second.signature);
+      first != peer.early.end() && first->first.first == tag.sequence && first->second.header.signature != tag.signature)
+    raise_mismatch(peer_rank, tag.signature, first->second.header.signature);
   if (const auto first = peer.announced.lower_bound({tag.sequence, 0});
       first != peer.announced.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
     raise_mismatch(peer_rank, tag.signature, first->second.signature);
@@ -239,7 +245,8 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   const auto early = peer.early.find(key);
   if (early != peer.early.end()) {
     std::vector<std::byte>& message = early->second.bytes;
-    if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, early->second.signature);
+    if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, early->second.header.signature);
+    check_history(peer, early->second.header);
     peer.early_bytes -= message.size();
     const auto half = std::find_if(peer.stripes.begin(), peer.stripes.end(),
                                    [&](const auto& stripe) { return stripe->reading(key, Stripe::Fate::Early); });
@@ -259,6 +266,7 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   ROUNDEL_CHECK(fresh);
   if (const auto found = peer.announced.find(key); found != peer.announced.end()) {
     if (found->second.length != bytes.size()) raise_mismatch(peer_rank, tag.signature, found->second.signature);
+    check_history(peer, found->second);
     peer.announced.erase(found);
     queue(peer, tag, bytes.size(), kGrants, {}, std::nullopt);
   }
@@ -275,13 +283,20 @@ void StreamTransport::consume(Peer& peer, size_t bytes) {
 }
 
 // Throws when a message shows that its sender called something else.
-void StreamTransport::check_signature(const Peer& peer, const FrameHeader& header) const {
+void StreamTransport::check_signature(const Peer& peer, const FrameHeader& header) {
   if (header.sequence <= retired_) raise_stale(peer.rank, header.sequence, header.signature);
   if (header.sequence == current_.sequence && header.signature != current_.signature)
     raise_mismatch(peer.rank, current_.signature, header.signature);
   const auto posted = peer.posted.lower_bound({header.sequence, 0});
   if (posted != peer.posted.end() && posted->first.first == header.sequence && posted->second.signature != header.signature)
     raise_mismatch(peer.rank, posted->second.signature, header.signature);
+  if (header.sequence == current_.sequence) check_history(peer, header);
+}
+
+// Raises nothing yet: those who see the difference itself say more, and this rank would not read what they say.
+void StreamTransport::check_history(const Peer& peer, const FrameHeader& header) {
+  if (header.sequence >= kPointToPoint) return;
+  if (header.history != short_of(history_) || (header.flags & kDiverged) != 0) diverged_ = peer.rank;
 }
 
 void StreamTransport::announced(Peer& peer, const FrameHeader& header) {
@@ -289,7 +304,7 @@ void StreamTransport::announced(Peer& peer, const FrameHeader& header) {
   const Key key{header.sequence, header.index};
   const auto posted = peer.posted.find(key);
   if (posted == peer.posted.end()) {
-    peer.announced[key] = {header.signature, header.length};
+    peer.announced[key] = header;
     return;
   }
   if (posted->second.into.size() != header.length) raise_mismatch(peer.rank, posted->second.signature, header.signature);
@@ -336,7 +351,7 @@ Bytes StreamTransport::begin_payload(Stripe& stripe, const FrameHeader& header) 
   if (peer.early_bytes + header.length > credit_ * kUnit)
     throw CorruptFrame(format("rank %d: rank %d sends more than it has credit for", identity_.rank, peer.rank));
   Early& early = peer.early[key];
-  early.signature = header.signature;
+  early.header = header;
   early.bytes.resize(header.length);
   peer.early_bytes += header.length;
   stripe.fate = Stripe::Fate::Early;
@@ -427,10 +442,17 @@ void StreamTransport::retire(const Tag& tag) {
   remembered_[tag.sequence % kRemembered] = tag.signature;
   for (const Peer* peer : connected_) {
     if (const auto first = peer->early.begin(); first != peer->early.end() && first->first.first <= retired_)
-      raise_stale(peer->rank, first->first.first, first->second.signature);
+      raise_stale(peer->rank, first->first.first, first->second.header.signature);
     if (const auto first = peer->announced.begin(); first != peer->announced.end() && first->first.first <= retired_)
       raise_stale(peer->rank, first->first.first, first->second.signature);
   }
+  if (diverged_ >= 0)
+    throw Diverged(
+        format("rank %d: rank %d had called something else before %s (operation %llu), or knew of a rank that had; "
+               "this rank's last operations were %s and this one",
+               identity_.rank, diverged_, tag.signature.describe().c_str(), static_cast<unsigned long long>(tag.sequence),
+               remembered_[(tag.sequence - 1) % kRemembered].describe().c_str()));
+  history_ = crc32c(&tag.signature, sizeof tag.signature, history_);
 }
 
 std::vector<int> StreamTransport::waiting_for() const {

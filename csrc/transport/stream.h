@@ -8,6 +8,10 @@
 // is a quarter of the credit more than it told last, and it has nothing to send, a frame of its own tells it. Such a frame may
 // be under way to a rank that has finished: whoever closes makes sure first that its own bytes have arrived (hangup.h).
 //
+// Every frame of a collective carries a hash of those that its sender has called before. A rank whose part in an operation is
+// complete may not see that others disagreed about it; the next one in which it hears from them, or from whoever has heard from
+// them, does not end well for it either.
+//
 // With several channels to a peer, frames take whichever has the least to do: tags match them, in any order.
 #pragma once
 
@@ -59,12 +63,8 @@ class StreamTransport final : public Transport, private FrameSink {
     bool arriving = false;
   };
   struct Early {
-    Signature signature;
+    FrameHeader header;
     std::vector<std::byte> bytes;
-  };
-  struct Announced {
-    Signature signature;
-    uint64_t length;
   };
   struct Waiting {
     Tag tag;
@@ -89,7 +89,8 @@ class StreamTransport final : public Transport, private FrameSink {
   void consume(Peer& peer, size_t bytes);
   void announced(Peer& peer, const FrameHeader& header);
   void granted(Peer& peer, const FrameHeader& header);
-  void check_signature(const Peer& peer, const FrameHeader& header) const;
+  void check_signature(const Peer& peer, const FrameHeader& header);
+  void check_history(const Peer& peer, const FrameHeader& header);
   bool flush(Peer& peer, Stripe& stripe);
   bool pump(Stripe& stripe);
   void watch_writable();
@@ -108,6 +109,8 @@ class StreamTransport final : public Transport, private FrameSink {
   bool abandoned_ = false;
   Tag current_;                                    // the collective that was begun last
   uint64_t retired_ = 0;                           // the last complete collective
+  uint32_t history_ = 0;                           // hash of all up to that one
+  int diverged_ = -1;                              // who told that ranks have called different things before current_
   std::array<Signature, kRemembered> remembered_;  // what the last ones were, by sequence modulo kRemembered, for error texts
   std::vector<std::pair<uint32_t, bool>> slots_;   // generation, done
   std::vector<uint32_t> free_slots_;

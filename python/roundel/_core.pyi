@@ -263,6 +263,22 @@ class Engine:
         """
         All ranks of the job call it.
         """
+    def reset_stats(self) -> None:
+        """
+        Count from here.
+        """
+    def start_timeline(self, path: str, mark_cycles: bool = False) -> None:
+        """
+        Write what happens to every tensor to a Chrome trace, a file for each rank: {rank} in the path, or .rank3 before its extension. Raises InvalidArgumentError when it cannot be written or is on already.
+        """
+    def stats(self) -> dict:
+        """
+        What the engine has done, since it began or reset_stats(). "kinds": by kind of request, counts, bytes on this rank and seconds summed over requests. "waited_for": by rank, how often it was the last to become ready, and how long this rank's requests had waited by then.
+        """
+    def stop_timeline(self) -> None:
+        """
+        Complete the file.
+        """
     @property
     def process_sets(self) -> dict[int, list[int]]:
         """

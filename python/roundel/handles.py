@@ -14,6 +14,8 @@ __all__ = ["Handle", "poll", "synchronize", "waits_for"]
 class Handle:
     """An operation under way; `finish` turns the core's result into what the caller gets."""
 
+    __slots__ = ("__weakref__", "_finish", "_finished", "_native", "_result")
+
     def __init__(self, native: Any, finish: Callable[[Any], Any]) -> None:
         self._native, self._finish = native, finish
         self._finished, self._result = False, None

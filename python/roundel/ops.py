@@ -30,6 +30,8 @@ Adasum = ReduceOp.Adasum
 
 def choose_op(average: bool | None, op: ReduceOp | None, what: str) -> ReduceOp:
     """The operator that `average`, which Horovod had before `op`, or `op` names; Average where neither is given."""
+    if average is None and op.__class__ is ReduceOp:
+        return op
     if average is not None and op is not None:
         raise InvalidArgumentError(f"{what}: give either `average` or `op`, not both")
     if op is None:

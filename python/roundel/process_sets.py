@@ -130,9 +130,15 @@ def check_process_sets(sets: Iterable[ProcessSet], size: int | None = None) -> l
 
 
 def number_of(process_set: ProcessSet, what: str) -> int:
-    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more)."""
+    """The set's id. Raises InvalidArgumentError for what is no set, or one that the job does not know (any more).
+
+    RoundelError before init().
+    """
+    if process_set is global_process_set:
+        return 0
     if not isinstance(process_set, ProcessSet):
         raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
+    world.engine()  # raises before init()
     number = process_set.process_set_id
     if number is None:
         raise InvalidArgumentError(

@@ -147,6 +147,7 @@ void check_all(Communicator& comm) {
     check(adasum, comm, dtype, {1});
     check(adasum, comm, dtype, {5, 0, 300});
     check(adasum, comm, dtype, {20'160});  // divides evenly: not packed
+    check(adasum, comm, dtype, {20'011});  // does not
     check(adasum, comm, dtype, {20'011, 3, 0, 9000, 1}, 0.5, 3);
     check(adasum, comm, dtype, {20'160}, 2, 0.25, true);
     check(adasum, comm, dtype, {70, 30'001}, 1, 1, true);

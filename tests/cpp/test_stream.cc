@@ -233,6 +233,21 @@ TEST(ranks_that_call_different_things_both_learn_of_it) {
   for (int r = 0; r < 2; ++r) CHECK_THROWS((pair.at(r).recv(1 - r, tags[r], got), pair.at(r).poll()), Mismatch);
 }
 
+TEST(a_difference_that_was_not_seen_is_told_by_what_comes_next) {
+  Pair pair(1);
+  std::vector<std::byte> sent(100), got(100);
+  for (int r = 0; r < 2; ++r) {  // an operation in which neither hears from the other
+    Tag first{1, 0, {}};
+    first.signature.root = static_cast<uint16_t>(r);
+    pair.at(r).retire(first);
+  }
+  const Tag second{2, 0, {}};
+  const Ticket early = pair.at(0).send(1, second, sent);
+  CHECK(pair.finish(0, early));
+  CHECK(pair.finish(1, pair.at(1).recv(0, second, got)));
+  CHECK_THROWS(pair.at(1).retire(second), Diverged);
+}
+
 TEST(a_payload_with_a_wrong_checksum_is_refused) {
   Pair pair(1);
   std::vector<std::byte> payload(1000, std::byte{1}), got(1000);

@@ -44,6 +44,22 @@ def test_allreduce_of_library_allocated_buffers(comm):
         assert_equal_bits(x, 2 * over_ranks("Sum", comm.size, count, "float32"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_allreduce_again_and_again(comm, dtype):
+    """Often enough that ranks of a host have tried to read each other's memory, and chosen."""
+    count = 600_011
+    expected = over_ranks("Sum", comm.size, count, dtype)
+    mine = ranks_data(comm.rank, count, dtype)
+    x, out = mine.copy(), np.empty_like(mine)
+    mixed = comm.empty(count, dtype) if comm.rank % 2 == 0 else np.empty_like(mine)
+    for round in range(20):
+        into = (x, out, mixed)[round % 3]
+        x[:] = mine
+        into[:] = mine if into is x else 0
+        assert comm.allreduce(x, out=into) is into
+        assert_equal_bits(into, expected)
+
+
 def test_allreduce_when_only_some_ranks_have_library_allocated_buffers(comm):
     for count in (1, 400, 1000, 8000, 100_000):
         x = comm.allocate(count * 4).view(np.float32) if comm.rank % 2 == 0 else np.empty(count, np.float32)

@@ -89,6 +89,16 @@ def test_killed_during_the_start(point, transport, tmp_path):
                 assert "killed by signal 9 (Killed)" in error["text"], error
 
 
+@pytest.mark.parametrize(("point", "transport"), cases([p for p in START if p not in (*UNKNOWN, "start-card")]))
+def test_what_ends_the_start_of_one_rank_ends_everybodys(point, transport, tmp_path):
+    size = SIZES[transport]
+    with FaultJob(size, transport, tmp_path, env_of={VICTIM: {"ROUNDEL_FAILPOINT": f"{point}=error"}}) as job:
+        errors = [job.error_of(rank) for rank in range(size)]
+        for error in errors:
+            assert error["error"] == "RoundelError" and f"failpoint {point}" in error["text"], error
+        assert max(e["at"] for e in errors) - errors[VICTIM]["at"] < 3 * BOUND, errors
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_a_death_while_others_are_awaited_is_noticed_at_once(transport, tmp_path):
     """Rank 3 is not there yet when rank 1 goes, and hears of it when it comes in the same second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -10,6 +11,8 @@ from contextlib import nullcontext
 import pytest
 from fault_job import BOUND, FaultJob
 from netlab import NetLab, why_not
+
+SHARE = float(os.environ.get("SOAK_SHARE", "1"))  # of all kills, for a shorter run
 
 # name: (kills, size, transport, hosts of the ranks, forked children)
 SOAK = {
@@ -61,6 +64,7 @@ def test_a_few_kills(what, tmp_path):
 @pytest.mark.parametrize("what", SOAK)
 def test_five_hundred_kills(what, tmp_path):
     kills, size, transport, places, fork = SOAK[what]
+    kills = max(1, round(kills * SHARE))
     if places and why_not():
         pytest.skip(why_not())
     took = kill_many(tmp_path, kills, size, transport, places, fork, first_seed=10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 
 import pytest
 import roundel
@@ -86,8 +87,8 @@ def test_broadcast_parameters_skips_what_is_no_tensor(comm):
     hvd.broadcast_parameters({})
 
 
-def test_broadcast_parameters_refuses_tensors_without_names(comm):
-    for wrong in (torch.nn.Linear(2, 2).parameters(), ["weight"]):
+def test_broadcast_parameters_refuses_what_is_no_parameter(comm):
+    for wrong in (["weight"], torch.ones(3), 7):
         with pytest.raises(ValueError, match="pairs such as"):
             hvd.broadcast_parameters(wrong)
 
@@ -252,6 +253,49 @@ def test_root_gets_its_own_object_back(comm):
 
 def test_an_object_that_root_cannot_pickle_is_an_error_on_every_rank_and_the_job_goes_on(comm):
     with pytest.raises(Exception, match="pickle") as raised:
-        hvd.broadcast_object(lambda: None, root_rank=0)
+        hvd.broadcast_object(threading.Lock(), root_rank=0)
     assert isinstance(raised.value, roundel.RoundelError) == (comm.rank != 0)
     assert hvd.broadcast_object(comm.rank, root_rank=0) == 0
+
+
+def test_functions_of_the_script_travel_where_cloudpickle_is_installed(comm):
+    pytest.importorskip("cloudpickle")
+    add = hvd.broadcast_object(lambda x: x + 1, root_rank=0)
+    assert add(2) == 3
+
+
+def test_broadcast_object_fn(comm):
+    fn = hvd.broadcast_object_fn(root_rank=comm.size - 1, name="fn")
+    assert fn({"rank": comm.rank}) == {"rank": comm.size - 1}
+
+
+def test_allgather_object(comm):
+    objects = [{"rank": r, "text": "x" * (r * 1000), "tensor": torch.arange(r)} for r in range(comm.size)]
+    for name in (None, "objects of all"):
+        got = hvd.allgather_object(objects[comm.rank], name=name)
+        assert got[comm.rank] is objects[comm.rank]
+        for ours, theirs in zip(got, objects, strict=True):
+            assert (ours["rank"], ours["text"]) == (theirs["rank"], theirs["text"])
+            assert torch.equal(ours["tensor"], theirs["tensor"])
+
+
+def test_an_object_that_one_rank_cannot_pickle_is_an_error_on_every_rank_and_the_job_goes_on(comm):
+    last = comm.size - 1
+    with pytest.raises(Exception, match="pickle") as raised:
+        hvd.allgather_object(threading.Lock() if comm.rank == last else 1)
+    assert isinstance(raised.value, roundel.RoundelError) == (comm.rank != last)
+    assert hvd.allgather_object(comm.rank) == list(range(comm.size))
+
+
+def test_broadcast_parameters_takes_tensors_without_names_too(comm):
+    model = torch.nn.Linear(3, 2)
+    for p in model.parameters():
+        p.data.fill_(comm.rank)
+    hvd.broadcast_parameters(list(model.parameters()), root_rank=comm.size - 1)
+    assert all(bool((p == comm.size - 1).all()) for p in model.parameters())
+
+
+def test_broadcast_parameters_of_a_mapping_in_any_order(comm):
+    tensors = {name: torch.tensor([float(comm.rank)]) for name in ("a", "b", "c")[:: 1 if comm.rank else -1]}
+    hvd.broadcast_parameters(tensors, root_rank=0)
+    assert all(t == 0 for t in tensors.values())

@@ -375,7 +375,7 @@ def test_what_is_no_dense_tensor_is_refused(comm):
         with pytest.raises(roundel.InvalidArgumentError, match="expected float32"):
             call(torch.ones(2, dtype=torch.complex64))
     for root in (-1, comm.size):
-        with pytest.raises(roundel.InvalidArgumentError, match="expected a rank from 0"):
+        with pytest.raises(roundel.InvalidArgumentError, match="a rank from 0"):
             hvd.broadcast(torch.ones(3), root)
     assert_equal(hvd.allreduce(torch.ones(3), op=hvd.Sum), torch.full((3,), float(comm.size)))  # still works
 
@@ -388,6 +388,6 @@ def test_allgather_of_rows_of_different_shape_is_a_mismatch_and_the_job_goes_on(
         torch.ones(2, 3, 4) if last else torch.ones(2, 4, 3),
         torch.ones(2, dtype=torch.int32 if last else torch.float32),
     ):
-        with pytest.raises(roundel.MismatchError, match=f"rank {comm.rank}: allgather of .* rank"):
+        with pytest.raises(roundel.MismatchError, match="called allgather of .* where rank .* called"):
             hvd.allgather(x)
     assert_equal(hvd.allgather(torch.tensor([comm.rank])), torch.arange(comm.size))

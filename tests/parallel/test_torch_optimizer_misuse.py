@@ -15,7 +15,6 @@ from test_torch_optimizer import (
     assert_same_model_on_all_ranks,
     batch,
     bucket_bytes,
-    distribute,
     everyones_batch,
     loss_of,
     mlp,
@@ -299,16 +298,6 @@ def test_a_rank_that_fails_before_any_gradient_gives_its_next_batch_instead(comm
     assert_same_model_on_all_ranks(comm, model)
 
 
-def test_a_sparse_gradient_is_refused_by_name(comm):
-    if comm.size == 1:
-        return
-    table = nn.Embedding(10, 4, sparse=True)
-    optimizer = distribute(table, torch.optim.SGD(table.parameters(), lr=0.1))
-    with pytest.raises(roundel.InvalidArgumentError, match=r"'weight' is sparse.*sparse=False"):
-        table(torch.tensor([1, 2])).sum().backward()
-    optimizer.zero_grad()
-
-
 def test_parameters_unfrozen_or_added_later_are_not_left_out_silently(comm):
     if comm.size == 1:
         return
@@ -359,12 +348,9 @@ def test_mistakes_in_other_arguments(comm):
     if comm.size > 1:
         with pytest.raises(ValueError, match="99"):
             hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.1), op=99)
-        for wrong, text in [
-            (nn.Parameter(torch.ones(2, dtype=torch.complex64)), "got 'parameter 0' of torch.complex64"),
-            (nn.Parameter(torch.ones(2, device="meta")), "got 'parameter 0' on meta"),
-        ]:
-            with pytest.raises(roundel.InvalidArgumentError, match=text):
-                hvd.DistributedOptimizer(torch.optim.SGD([wrong], lr=0.1))
+        wrong = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        with pytest.raises(roundel.InvalidArgumentError, match="got 'parameter 0' of torch.complex64"):
+            hvd.DistributedOptimizer(torch.optim.SGD([wrong], lr=0.1))
     patched = torch.optim.SGD([p], lr=0.1)
     patched.step = lambda: None
     with pytest.raises(roundel.InvalidArgumentError, match="replaced one"):

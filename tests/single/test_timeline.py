@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from roundel import timeline
@@ -133,6 +137,35 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path, capsys):
     a = write(tmp_path / "a.json", lines_of(0, []))
     assert run(a, "-o", tmp_path / "no" / "all.json") == 2
     assert "all.json" in capsys.readouterr().err
+
+
+def test_a_killed_process_leaves_a_file_that_can_be_read(tmp_path):
+    script = """
+import os, signal, time, numpy, roundel
+from pathlib import Path
+roundel.init()
+for i in range(50):
+    roundel.world.engine().allreduce([numpy.ones(10)], name=f"t{i}").wait()
+while '"t49"' not in Path(os.environ["ROUNDEL_TIMELINE"].replace("{rank}", "0")).read_text():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "killed-{rank}.json"
+    environment = os.environ | {"ROUNDEL_TIMELINE": str(path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    trace = timeline.load(tmp_path / "killed-0.json")
+    assert trace.cut_off and trace.ranks == {0}
+    assert {e["args"]["tensor"] for e in trace.events if e["name"] == "allreduce"} == {f"t{i}" for i in range(50)}
+    assert run(tmp_path / "killed-0.json", "-o", tmp_path / "all.json") == 0
+
+
+def test_a_process_that_just_ends_leaves_a_complete_file(tmp_path):
+    script = "import numpy, roundel; roundel.init(); roundel.world.engine().allreduce([numpy.ones(10)], name='t').wait()"
+    environment = os.environ | {"ROUNDEL_TIMELINE": str(tmp_path / "t.json")}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False).returncode == 0
+    events = json.loads((tmp_path / "t.rank0.json").read_text())
+    assert any(e["name"] == "allreduce" for e in events)
 
 
 def test_roundel_timeline_is_the_same(tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 
 from roundel.ops import Adasum
 from roundel.process_sets import ProcessSet
-from roundel.torch.allreduce import allreduce_async_
+from roundel.torch.allreduce import grouped_allreduce_
 from roundel.torch.compression import Compressor
 
 __all__ = ["combine_deltas", "starting_points"]
@@ -31,10 +31,12 @@ def combine_deltas(
     process_set: ProcessSet,
 ) -> None:
     """Move every parameter from where it was by the Adasum of all ranks' moves, each parameter with coefficients of its own."""
-    handles = []
-    for p, start in before.items():
-        wire, context = compression.compress(p.detach() - start)
-        handle = allreduce_async_(wire, name=f"change of '{names[p]}'", op=Adasum, process_set=process_set)
-        handles.append((p, start, handle, context))
-    for p, start, handle, context in handles:
-        p.copy_(start + compression.decompress(handle.wait(), context))
+    by_device: dict[torch.device, list[torch.nn.Parameter]] = {}
+    for p in before:
+        by_device.setdefault(p.device, []).append(p)
+    for params in by_device.values():
+        pairs = [compression.compress(p.detach() - before[p]) for p in params]
+        name = f"changes of '{names[params[0]]}' to '{names[params[-1]]}'"
+        moves = grouped_allreduce_([wire for wire, _ in pairs], name=name, op=Adasum, process_set=process_set)
+        for p, move, (_, context) in zip(params, moves, pairs, strict=True):
+            p.copy_(before[p] + compression.decompress(move, context))

@@ -6,8 +6,7 @@ All go through one request to the engine; a group is a request of several tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,8 +31,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Reduction:
+class Reduction(NamedTuple):
     """How to reduce: the arguments that all forms share."""
 
     op: ReduceOp
@@ -51,7 +49,7 @@ class Reduction:
     @property
     def of_gradient(self) -> Reduction:
         """The same reduction, named as the gradient's."""
-        return replace(self, name=self.name and self.name + ".grad")
+        return self._replace(name=self.name and self.name + ".grad")
 
 
 def _start(staged: list[Staged], how: Reduction, in_place: bool, finish: Callable[[list], Any]) -> Handle:

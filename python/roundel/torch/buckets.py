@@ -95,7 +95,7 @@ class Bucket:
         on_cpu = device.type == "cpu"
         self._flat = _allocate(count, dtype) if on_cpu else torch.zeros(count, dtype=dtype, device=device)
         self.views = [self._flat[o : o + p.numel()].view_as(p) for o, p in zip(offsets, self.params, strict=True)]
-        self._used, self._per_rank = self._flat[end:flags], self._flat[flags:].view(2 if is_last else 0, len(self._ranks))
+        self._used, self._per_rank = self._flat[end:flags], self._flat[flags:].view(2, len(self._ranks) if is_last else 0)
         wire = route.compression.wire_dtype(dtype)
         self._wire = self._flat if wire == dtype and on_cpu else _allocate(count, wire)
         self._handle = None
@@ -177,7 +177,7 @@ class Bucket:
             sparse_dim = self._sparse_dims.get(param)
             param.grad = None if not is_used else view if sparse_dim is None else view.to_sparse(sparse_dim)
         self._reset()
-        gave_up, joined = ([r for r, flag in zip(self._ranks, flags, strict=True) if flag] for flags in per_rank or ([], []))
+        gave_up, joined = ([self._ranks[i] for i, flag in enumerate(flags) if flag] for flags in per_rank)
         return gave_up, joined
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from roundel import world
 from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch import joining
+from roundel.torch.allgather import allgather
 from roundel.torch.staging import number_of
 
 __all__ = ["barrier", "join"]
@@ -24,5 +27,12 @@ def join(device: int = -1) -> int:
     """
     joining.require_no_step()
     handle = world.engine().join(device=device)
-    joining.serve_until_all_have_joined()
-    return handle.wait()
+    served = joining.serve_until_all_have_joined()
+    last = handle.wait()
+    if served == 0:
+        return last
+    # The engine says whose word came last; a rank whose last step came later may have been heard earlier.
+    everyones = allgather(torch.tensor([[world.rank(), served]]), name="join: steps served").tolist()
+    fewest = min(steps for _, steps in everyones)
+    latest = [r for r, steps in everyones if steps == fewest]
+    return last if last in latest else latest[0]

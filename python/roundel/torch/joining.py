@@ -52,8 +52,14 @@ def require_no_step() -> None:
         raise RoundelError(f"rank {rank()}: join() between backward() and step(): the others' step needs this rank's gradients")
 
 
-def serve_until_all_have_joined() -> None:
-    """Take part in the others' steps without gradients of one's own, up to the one in which every rank has joined."""
-    served = _current()
-    while served is not None and not served.serve_step():
-        pass
+def serve_until_all_have_joined() -> int:
+    """Take part in the others' steps without gradients of one's own, up to the one in which every rank has joined.
+
+    Returns in how many steps; 0 where there is nothing to serve, on all ranks.
+    """
+    served, steps = _current(), 0
+    while served is not None:
+        steps += 1
+        if served.serve_step():
+            break
+    return steps

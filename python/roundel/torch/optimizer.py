@@ -268,6 +268,7 @@ def DistributedOptimizer(
     kind = _DistributedAdasum if settings.op == Adasum and not alone else _Distributed
     optimizer.__class__ = type(base.__name__, (kind, base), {"_base": base, "__module__": base.__module__})
     if kind is _DistributedAdasum:
+        optimizer._reducer = None  # of an earlier wrapping: its hooks go
         optimizer._settings, optimizer._names = settings, {p: name for name, p in named if p.requires_grad}
     else:
         optimizer._skip = False

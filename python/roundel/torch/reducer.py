@@ -201,6 +201,7 @@ class Reducer:
         in_order = [self.params[i] for i in order]
         gathered = {} if settings.sparse_as_dense else sparse_dims
         self.sparse = SparseGradients({p: sparse_dims[p] for p in in_order if p in gathered}, self.names, route)
+        # Where all are sparse an empty one stands in: the last bucket says who gave up the step.
         in_buckets = [p for p in in_order if p not in gathered] or [torch.nn.Parameter(torch.empty(0))]
         groups = settings.divided([p for p in self.params if p not in gathered])
         names = self.names | {in_buckets[0]: self.names.get(in_buckets[0], "no parameter")}

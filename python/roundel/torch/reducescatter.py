@@ -9,7 +9,7 @@ import torch
 
 from roundel import world
 from roundel.errors import InvalidArgumentError
-from roundel.ops import Average, ReduceOp, Sum
+from roundel.ops import Adasum, Average, ReduceOp, Sum
 from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch.allgather import grouped_allgather
 from roundel.torch.allreduce import Reduction
@@ -27,6 +27,13 @@ def _check(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tensor]:
     return tensors
 
 
+def _choose(op: ReduceOp | None, what: str) -> ReduceOp:
+    op = choose_op(None, op, what)
+    if op == Adasum:
+        raise InvalidArgumentError(f"{what}: expected Average, Sum, Min, Max or Product, got Adasum")
+    return op
+
+
 def _start(staged: list[Staged], how: Reduction, finish: Callable[[list], Any]) -> Handle:
     native = world.engine().reduce_scatter([s.buffer for s in staged], how.op, **how.arguments, device=device_of(staged[0]))
     return Handle(native, finish)
@@ -42,7 +49,7 @@ def reducescatter_async(
 ) -> Handle:
     """Start reducescatter()."""
     what = "reducescatter"
-    how = Reduction(choose_op(None, op, what), name or "", prescale_factor, postscale_factor, process_set)
+    how = Reduction(_choose(op, what), name or "", prescale_factor, postscale_factor, process_set)
     staged = stage_all(_check([tensor], what), what)
     return _start(staged, how, lambda results: give_all(staged)(results)[0])
 
@@ -57,7 +64,7 @@ def grouped_reducescatter_async(
 ) -> Handle:
     """Start grouped_reducescatter()."""
     what = "grouped_reducescatter"
-    how = Reduction(choose_op(None, op, what), name or "", prescale_factor, postscale_factor, process_set)
+    how = Reduction(_choose(op, what), name or "", prescale_factor, postscale_factor, process_set)
     staged = stage_all(_check(tensors, what), what)
     return _start(staged, how, give_all(staged))
 
@@ -102,7 +109,7 @@ def reducescatter(
     Differentiable for Average and Sum. Errors as allreduce.
     """
     what = "reducescatter"
-    how = Reduction(choose_op(None, op, what), name or "", prescale_factor, postscale_factor, process_set)
+    how = Reduction(_choose(op, what), name or "", prescale_factor, postscale_factor, process_set)
     return _differentiably(_check([tensor], what), how, compression)[0]
 
 
@@ -117,5 +124,5 @@ def grouped_reducescatter(
 ) -> list[torch.Tensor]:
     """reducescatter of a list of tensors: all or none, and together. Returns a list in the same order."""
     what = "grouped_reducescatter"
-    how = Reduction(choose_op(None, op, what), name or "", prescale_factor, postscale_factor, process_set)
+    how = Reduction(_choose(op, what), name or "", prescale_factor, postscale_factor, process_set)
     return _differentiably(_check(tensors, what), how, compression)

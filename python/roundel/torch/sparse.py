@@ -51,6 +51,6 @@ def sparse_allreduce_async(
         indices, values = give_all(staged)(results)
         if op == Average:
             values = values / ranks if values.is_floating_point() else values.div(ranks, rounding_mode="trunc")
-        return torch.sparse_coo_tensor(indices.t(), values, tensor.shape)
+        return torch.sparse_coo_tensor(indices.t(), values, tensor.shape, check_invariants=True)
 
     return SparseHandle(native, finish)

@@ -15,7 +15,7 @@ __all__ = ["SparseGradients"]
 def _empty(param: torch.nn.Parameter, sparse_dim: int) -> torch.Tensor:
     indices = torch.empty((sparse_dim, 0), dtype=torch.int64, device=param.device)
     values = torch.empty((0, *param.shape[sparse_dim:]), dtype=param.dtype, device=param.device)
-    return torch.sparse_coo_tensor(indices, values, param.shape)
+    return torch.sparse_coo_tensor(indices, values, param.shape, check_invariants=True)
 
 
 class SparseGradients:

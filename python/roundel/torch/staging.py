@@ -32,8 +32,9 @@ def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tens
     tensors = [_check_tensor(tensor, what) for tensor in tensors]
     if not tensors:
         raise InvalidArgumentError(f"{what}: expected at least one tensor, got an empty list")
-    devices = {str(tensor.device) for tensor in tensors}
-    if len(devices) > 1:
+    first = tensors[0].device
+    if any(tensor.device != first for tensor in tensors):
+        devices = {str(tensor.device) for tensor in tensors}
         raise InvalidArgumentError(f"{what}: expected tensors of one device, got {', '.join(sorted(devices))}")
     return tensors
 
@@ -41,9 +42,14 @@ def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tens
 class Staged:
     """A caller's tensor and the buffer that stands for it in the core."""
 
+    __slots__ = ("buffer", "is_copy", "tensor")
+
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
         self.tensor = _check_tensor(tensor, what)
-        detached = tensor.detach()
+        detached = tensor.detach() if tensor.requires_grad else tensor
+        if detached.is_cpu and detached.is_contiguous() and not detached.is_neg():  # most are; every call here costs time
+            self.buffer, self.is_copy = detached, False
+            return
         if detached.is_cuda:
             self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
             self.buffer.copy_(detached, non_blocking=True)
@@ -54,15 +60,16 @@ class Staged:
 
     def give(self, result: torch.Tensor) -> torch.Tensor:
         """A result of the core as a new tensor where the caller's is."""
+        if self.tensor.is_cpu:
+            return result
         return result.to(self.tensor.device, non_blocking=result.is_pinned() if self.tensor.is_cuda else False)
 
     def write_back(self) -> torch.Tensor:
         """The caller's tensor, changed in place: what is in the buffer lands there, unless it was made there."""
-        detached = self.tensor.detach()
         if self.is_copy:
-            detached.copy_(self.buffer, non_blocking=self.tensor.is_cuda)
+            self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
-            increment_version(detached)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+            increment_version(self.tensor)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
         return self.tensor
 
 
@@ -83,5 +90,7 @@ def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.
 
 def device_of(staged: Staged) -> int:
     """What ranks compare: -1 for the CPU, else the device's index."""
+    if staged.tensor.is_cpu:
+        return -1
     device = staged.tensor.device
     return -1 if device.type == "cpu" else device.index or 0
