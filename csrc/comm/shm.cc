@@ -177,7 +177,7 @@ void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
   bool direct = line.detail >= 0;
   if (o.kind == OpKind::Broadcast) {
     if (rank_ != o.root) direct = meet(o, o.root).detail >= 0;
-    if (rank_ == o.root && (direct || publisher_.measures())) meet_all(o);
+    if (rank_ == o.root && (direct || publisher_.measures() || publisher_.timing())) meet_all(o);
   } else {
     for (int r = 0; r < size_; ++r)
       if (r != rank_) direct &= meet(o, r).detail >= 0;

@@ -52,6 +52,7 @@ from roundel.errors import (
 )
 from roundel.handles import poll, synchronize
 from roundel.objects import allgather_object, broadcast_object, broadcast_object_fn
+from roundel.observe import reset_stats, start_timeline, stats, stop_timeline
 from roundel.ops import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 from roundel.process_sets import (
     ProcessSet,
@@ -142,8 +143,12 @@ __all__ = [
     "reducescatter",
     "reducescatter_async",
     "remove_process_set",
+    "reset_stats",
     "scatter",
     "shutdown",
     "size",
+    "start_timeline",
+    "stats",
+    "stop_timeline",
     "synchronize",
 ]

@@ -134,11 +134,11 @@ def number_of(process_set: ProcessSet, what: str) -> int:
 
     RoundelError before init().
     """
+    world.engine()  # raises before init()
     if process_set is global_process_set:
         return 0
     if not isinstance(process_set, ProcessSet):
         raise InvalidArgumentError(f"{what}: expected a ProcessSet, got {type(process_set).__name__}")
-    world.engine()  # raises before init()
     number = process_set.process_set_id
     if number is None:
         raise InvalidArgumentError(

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format, requires_grad=False)
+
+
 class Reduction(NamedTuple):
     """How to reduce: the arguments that all forms share."""
 
@@ -54,10 +58,9 @@ class Reduction(NamedTuple):
 
 def _start(staged: list[Staged], how: Reduction, in_place: bool, finish: Callable[[list], Any]) -> Handle:
     sources = [s.buffer for s in staged]
-    private = in_place or all(s.is_copy for s in staged)  # nobody reads the buffers as they are after this
-    native = world.engine().allreduce(
-        sources, sources if private else None, how.op, **how.arguments, device=device_of(staged[0])
-    )
+    # Nobody reads a copy as it is after this: the result can be made there.
+    outs = sources if in_place else [s.buffer if s.is_copy else _empty_like(s.buffer) for s in staged]
+    native = world.engine().allreduce(sources, outs, how.op, **how.arguments, device=device_of(staged[0]))
     return Handle(native, finish)
 
 
@@ -154,7 +157,10 @@ class _AllReduce(torch.autograd.Function):
 
 def reduce_differentiably(tensors: Sequence[torch.Tensor], how: Reduction) -> tuple[torch.Tensor, ...]:
     """New tensors, through which gradients flow."""
-    return _AllReduce.apply(how, *tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _AllReduce.apply(how, *tensors)
+    staged = [stage(tensor, "allreduce") for tensor in tensors]
+    return tuple(_start(staged, how, False, give_all(staged)).wait())
 
 
 def allreduce(

@@ -1,4 +1,4 @@
-"""The job as Horovod's scripts see it: init(), who is who, what was built in, the timeline."""
+"""The job as Horovod's scripts see it: init(), who is who, what was built in."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ __all__ = [
     "mpi_threads_supported",
     "nccl_built",
     "rocm_built",
-    "start_timeline",
-    "stop_timeline",
 ]
 
 
@@ -79,16 +77,3 @@ def ddl_built() -> bool:
 def ccl_built() -> bool:
     """False."""
     return False
-
-
-def start_timeline(file_path: str, mark_cycles: bool = False) -> None:
-    """Start writing a Chrome trace of this rank's operations to `file_path`; it opens in Perfetto.
-
-    mark_cycles: also mark each batch that the engine executes. Raises RoundelError before init().
-    """
-    world.engine().start_timeline(file_path, mark_cycles)
-
-
-def stop_timeline() -> None:
-    """Finish the file of start_timeline()."""
-    world.engine().stop_timeline()

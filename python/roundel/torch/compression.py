@@ -21,12 +21,14 @@ class Compressor:
     @classmethod
     def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.dtype]:
         """The tensor to send, and what decompress() needs to know."""
+        if cls.wire is None:
+            return tensor, tensor.dtype
         return tensor.to(cls.wire_dtype(tensor.dtype)), tensor.dtype
 
     @classmethod
     def decompress(cls, tensor: torch.Tensor, context: torch.dtype) -> torch.Tensor:
         """The received tensor in its first dtype."""
-        return tensor.to(context)
+        return tensor if tensor.dtype == context else tensor.to(context)
 
 
 class _None(Compressor):

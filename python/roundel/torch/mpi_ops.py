@@ -1,5 +1,6 @@
 """Every operation, under the name of the module that has them in Horovod."""
 
+from roundel.observe import start_timeline, stop_timeline
 from roundel.ops import Adasum, Average, Max, Min, Product, Sum
 from roundel.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from roundel.torch.allgather import allgather, allgather_async, grouped_allgather, grouped_allgather_async
@@ -27,8 +28,6 @@ from roundel.torch.basics import (
     mpi_threads_supported,
     nccl_built,
     rocm_built,
-    start_timeline,
-    stop_timeline,
 )
 from roundel.torch.broadcast import broadcast, broadcast_, broadcast_async, broadcast_async_
 from roundel.torch.control import barrier, join

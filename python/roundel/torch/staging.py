@@ -47,16 +47,15 @@ class Staged:
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
         self.tensor = _check_tensor(tensor, what)
         detached = tensor.detach() if tensor.requires_grad else tensor
-        if detached.is_cpu and detached.is_contiguous() and not detached.is_neg():  # most are; every call here costs time
-            self.buffer, self.is_copy = detached, False
-            return
-        if detached.is_cuda:
-            self.buffer = torch.empty(detached.shape, dtype=detached.dtype, pin_memory=True)
+        self.is_copy = not (tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg())
+        if not self.is_copy:
+            self.buffer = detached
+        elif tensor.is_cuda:
+            self.buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self.buffer.copy_(detached, non_blocking=True)
-            torch.cuda.current_stream(detached.device).synchronize()
+            torch.cuda.current_stream(tensor.device).synchronize()
         else:
             self.buffer = detached.to("cpu").contiguous().resolve_neg()
-        self.is_copy = self.buffer.data_ptr() != detached.data_ptr()
 
     def give(self, result: torch.Tensor) -> torch.Tensor:
         """A result of the core as a new tensor where the caller's is."""
@@ -69,7 +68,7 @@ class Staged:
         if self.is_copy:
             self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
-            increment_version(self.tensor)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+            increment_version(self.buffer)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
         return self.tensor
 
 
@@ -90,7 +89,4 @@ def give_all(staged: list[Staged]) -> Callable[[list[torch.Tensor]], list[torch.
 
 def device_of(staged: Staged) -> int:
     """What ranks compare: -1 for the CPU, else the device's index."""
-    if staged.tensor.is_cpu:
-        return -1
-    device = staged.tensor.device
-    return -1 if device.type == "cpu" else device.index or 0
+    return -1 if staged.tensor.is_cpu else staged.tensor.device.index or 0
