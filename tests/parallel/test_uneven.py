@@ -200,7 +200,7 @@ def test_an_array_that_one_rank_refuses_disturbs_nobody(comm):
 
 
 @pytest.mark.ends_communicator
-@pytest.mark.parametrize("what", ["alltoall", "allgather", "gather", "scatter"])
+@pytest.mark.parametrize("what", ["alltoall", "gather", "scatter"])
 def test_steps_of_the_library_do_not_meet_unnamed_operations(comm, what):
     if comm.size == 1:
         return
@@ -211,7 +211,7 @@ def test_steps_of_the_library_do_not_meet_unnamed_operations(comm, what):
         elif what == "scatter":
             roundel.scatter(theirs) if comm.rank == 0 else comm.broadcast(theirs[:1].copy())
         else:
-            getattr(roundel, what)(theirs) if comm.rank == 0 else comm.allgather(theirs[:1].copy())
+            roundel.gather(theirs) if comm.rank == 0 else comm.allgather(theirs[:1].copy())
         if comm.rank == 0:
             comm.barrier()  # a root that only sends learns it from the next operation
 

@@ -51,7 +51,7 @@ def test_the_table_has_every_function_once():
     assert {verdict for _, _, verdict in rows()} <= VERDICTS
 
 
-@pytest.mark.parametrize(("name", "call"), [(name, call) for name, call, v in rows() if v in ("same", "better")], ids=str)
+@pytest.mark.parametrize(("name", "call"), [pytest.param(n, c, id=n) for n, c, v in rows() if v in ("same", "better")])
 def test_signatures_are_horovods(name, call):
     """Its arguments come first, under its names, in its order and with its defaults; further ones of ours come after."""
     hvd = pytest.importorskip("roundel.torch")

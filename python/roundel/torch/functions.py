@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from roundel.errors import InvalidArgumentError, RoundelError
+from roundel.errors import InvalidArgumentError
+from roundel.objects import allgather_object, broadcast_object, broadcast_object_fn
 from roundel.process_sets import ProcessSet, global_process_set
-from roundel.torch.agree import describe, gather_bytes, require_same
-from roundel.torch.broadcast import broadcast_, broadcast_async_
-from roundel.torch.pickling import dumps
+from roundel.torch.agree import describe, require_same
+from roundel.torch.broadcast import broadcast_async_
 from roundel.world import rank
 
 __all__ = [
@@ -56,61 +55,6 @@ def broadcast_parameters(
     handles = [broadcast_async_(tensor, root_rank, f"parameter {name}", process_set) for name, tensor in pairs]
     for handle in handles:
         handle.wait()
-
-
-def broadcast_object(
-    obj: Any, root_rank: int = 0, name: str | None = None, process_set: ProcessSet = global_process_set
-) -> Any:
-    """Root's object on every rank; root gets its own back.
-
-    The object travels by pickle (cloudpickle where pickle cannot and it is installed), which runs code of the sender's choice:
-    ranks of a job trust each other, see SECURITY in the docs. What pickle raises on root is raised there, and a RoundelError
-    elsewhere; the job can go on.
-    """
-    label = name or "object"
-    root = rank() == root_rank
-    payload, length, problem = None, -1, None
-    if root:
-        try:
-            payload = torch.frombuffer(bytearray(dumps(obj)), dtype=torch.uint8)
-            length = payload.numel()
-        except Exception as e:
-            problem = e
-    length = int(broadcast_(torch.tensor([length]), root_rank, label + ".size", process_set))
-    if problem is not None:
-        raise problem
-    if length < 0:
-        raise RoundelError(f"rank {rank()}: broadcast_object: rank {root_rank} could not pickle its object")
-    if payload is None:
-        payload = torch.empty(length, dtype=torch.uint8)
-    broadcast_(payload, root_rank, label, process_set)
-    return obj if root else pickle.loads(payload.numpy())
-
-
-def broadcast_object_fn(
-    root_rank: int = 0, name: str | None = None, process_set: ProcessSet = global_process_set
-) -> Callable[[Any], Any]:
-    """broadcast_object with its other arguments given: a function of the object."""
-    return lambda obj: broadcast_object(obj, root_rank, name, process_set)
-
-
-def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet = global_process_set) -> list[Any]:
-    """Everybody's objects, in rank order; this rank's own is itself. They travel as in broadcast_object.
-
-    What pickle raises is raised on the rank whose object it is, and a RoundelError elsewhere; the job can go on.
-    """
-    payload, problem = None, None
-    try:
-        payload = dumps(obj)
-    except Exception as e:
-        problem = e
-    payloads = gather_bytes(payload, name or "objects", process_set)
-    if problem is not None:
-        raise problem
-    failed = [r for r, theirs in payloads.items() if theirs is None]
-    if failed:
-        raise RoundelError(f"rank {rank()}: allgather_object: rank {', '.join(map(str, failed))} could not pickle its object")
-    return [obj if r == rank() else pickle.loads(theirs) for r, theirs in payloads.items()]
 
 
 @dataclass
