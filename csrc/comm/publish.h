@@ -6,7 +6,7 @@
 // faster in all. Under a hypervisor the distance changes from one second to the next. So every now and then everyone times
 // stores to lines that its neighbours have just read. Reading another process (process_vm_readv) costs system calls and work
 // for every page, but saves a copy: of operations that could do so, the way that is not taken is tried from time to time, for
-// every size, by all ranks at once. docs/adr/0005, 0006.
+// every kind and size, by all ranks at once. docs/adr/0005, 0006.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/copy.h"
+#include "base/signature.h"
 
 namespace roundel::comm {
 
@@ -38,14 +39,14 @@ class Publisher {
     for (Probe::Line& line : own_.lines) line.word = 0;  // memory that is touched for the first time is slow
   }
 
-  // For every operation. `bytes`: the same on all ranks. `readable`: whether it could go directly, which the caller must ask.
-  void choose(size_t bytes, bool readable = false) {
+  // For every operation. `bytes`: the same on all ranks. `readable`: whether peers could read directly.
+  void choose(OpKind kind, size_t bytes, bool readable = false) {
     costs_now_ = nullptr;
     direct_ = trial_ = read_ = false;
     if (bytes < kLeast) return;
     read_neighbours(bytes);
     if (!readable) return;
-    costs_now_ = &costs_[std::min<int>(std::bit_width(bytes / kLeast), kSizes) - 1];
+    costs_now_ = &costs_[static_cast<int>(kind)][std::min<int>(std::bit_width(bytes / kLeast), kSizes) - 1];
     const unsigned turn = costs_now_->uses++ % kTrialPeriod;
     const bool tries = turn >= kTrial && turn < kTrial + kTrialLength;
     direct_ = costs_now_->prefers_direct != tries;
@@ -56,6 +57,9 @@ class Publisher {
   }
 
   bool direct() const { return direct_; }
+
+  // Then the operation must not end here before its readers have read.
+  bool timing() const { return trial_; }
 
   // The way that all go. Called where the choice could have been otherwise, before the data move.
   void go(bool direct) {
@@ -145,7 +149,7 @@ class Publisher {
   double stores_ = 0;  // seconds that the last measurement took
   bool far_ = false;
 
-  Costs costs_[kSizes];
+  Costs costs_[kOpKinds][kSizes];
   Costs* costs_now_ = nullptr;
   bool direct_ = false, trial_ = false;
   size_t bytes_ = 0;

@@ -170,26 +170,32 @@ void ShmCommunicator::exchange(const Operation& o, ShmLine& line) {
     take_room(most);
     return one_shot(o, line);
   }
-  publisher_.choose(o.bytes());
+  publisher_.choose(o.kind, o.bytes(), o.kind == OpKind::Broadcast && memory_.readable());
   line.detail = offer(o);
   publish(o, line);
+  publisher_.begin_wait();
   bool direct = line.detail >= 0;
   if (o.kind == OpKind::Broadcast) {
     if (rank_ != o.root) direct = meet(o, o.root).detail >= 0;
-    if (rank_ == o.root && (direct || publisher_.measures())) meet_all(o);
+    if (rank_ == o.root && (direct || publisher_.measures() || publisher_.timing())) meet_all(o);
   } else {
     for (int r = 0; r < size_; ++r)
       if (r != rank_) direct &= meet(o, r).detail >= 0;
   }
   if (o.kind != OpKind::Broadcast || rank_ == o.root) publisher_.end_wait();  // the others have met root only
+  if (direct && !publisher_.direct()) publisher_.go_without();
   if (direct) return exchange_directly(o);
+  publisher_.go(false);
   switch (o.kind) {
     case OpKind::Reduce:
       return reduce_through_cells(o);
     case OpKind::AllGather:
       return gather_through_cells(o);
     case OpKind::Broadcast:
-      return broadcast_through_cells(o);
+      broadcast_through_cells(o);
+      finish(o);
+      if (publisher_.timing()) await_finish(o);  // root is done before those who read
+      return;
     default:
       return exchange_through_cells(o, longest(o.parts));
   }
@@ -203,7 +209,7 @@ void ShmCommunicator::allreduce(const Operation& o, ShmLine& line) {
     if (!offset) return one_shot(o, line);
   }
   const bool readable = !offset && o.prescale == 1 && size_ > 1 && memory_.readable() && o.bytes() >= direct_from_;
-  publisher_.choose(o.bytes(), readable);
+  publisher_.choose(o.kind, o.bytes(), readable);
   line.detail = offset ? static_cast<int64_t>(*offset) : publisher_.direct() ? kReadDirectly : -1;
   if (offset && o.prescale != 1) kernels::scale(o.out.dtype, o.out.data, o.out.data, o.out.count, o.prescale);
   Places& places = *new (line.inline_data) Places;
@@ -249,7 +255,7 @@ void ShmCommunicator::alltoallv(const Operation& o, ShmLine& line) {
       throw Mismatch(format("[shm] rank %d: %s: expected %zu elements from rank %d, which sends %llu", world_->rank,
                             o.describe().c_str(), o.parts.count(r), memory_.ranks()[static_cast<size_t>(r)],
                             static_cast<unsigned long long>(row(r)[rank_])));
-  publisher_.choose(longest_of_all * size_of(o.dtype()));
+  publisher_.choose(o.kind, longest_of_all * size_of(o.dtype()));
   exchange_through_cells(o, longest_of_all);
 }
 
@@ -259,7 +265,7 @@ uint64_t* ShmCommunicator::row(int rank) const {
 
 // Everyone's data in its flag line, or beside it; everyone reads what it needs. What is a rank's own is read where it is.
 void ShmCommunicator::one_shot(const Operation& o, ShmLine& line) {
-  publisher_.choose(o.bytes());
+  publisher_.choose(o.kind, o.bytes());
   const bool from_root = o.kind == OpKind::Broadcast || o.kind == OpKind::Scatter;
   const bool to_root = o.kind == OpKind::Reduce || o.kind == OpKind::Gather;
   const bool at_root = rank_ == o.root;

@@ -1,8 +1,9 @@
 // The paths of comm/shm that need no cells: peers' buffers are read where they are.
 //
 // Buffers in the arena are mapped everywhere. Other memory is read with one copy by the kernel, where it allows that
-// (process_vm_readv): above kExchangeFrom that beats two copies through cells where every rank sends and receives; of large
-// sums and of broadcasts the Publisher knows more. Whoever is read from must wait until all its readers are done (`finished`).
+// (process_vm_readv): above kExchangeFrom that beats two copies through cells where every rank sends and receives; of
+// broadcasts and sums the Publisher finds out. Whoever is read from must wait until all its readers are done (`finished`).
+
 #include "base/error.h"
 #include "base/failpoint.h"
 #include "comm/shm.h"
@@ -49,10 +50,8 @@ int64_t ShmCommunicator::offer(const Operation& o) const {
   bool is_read = false;
   for (int r = 0; r < size_; ++r) is_read |= reads_from(o, r, rank_);
   if (!is_read) return 0;
-  // Where a rank only sends or only receives, the two copies through cells run side by side on two cores; streamed, they are
-  // slower all the same.
-  const bool directly =
-      o.kind == OpKind::AllGather || o.kind == OpKind::AllToAll || (o.kind == OpKind::Broadcast && publisher_.streams());
+  // Where a rank only sends or only receives, the two copies through cells run side by side on two cores.
+  const bool directly = o.kind == OpKind::AllGather || o.kind == OpKind::AllToAll || publisher_.direct();
   const int64_t place = place_of(o.in);
   return directly || (place > 0 && (place & kInArena) != 0) ? place : -1;
 }
