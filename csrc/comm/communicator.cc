@@ -119,6 +119,12 @@ void Communicator::leave(double seconds) {
   };
   collect(*this);
   for (size_t i = 0; i < groups.size(); ++i) collect(*groups[i]);
+  for (const auto& group : groups) {
+    std::unique_lock lock(group->mutex_);
+    const std::function<void()> hook = group->before_leaving_;
+    lock.unlock();
+    if (hook) hook();
+  }
   for (auto group = groups.rbegin(); group != groups.rend(); ++group) (*group)->say_goodbye();
   say_goodbye();
   for (auto group = groups.rbegin(); group != groups.rend(); ++group) (*group)->await_goodbyes(deadline);
@@ -428,6 +434,11 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
   if (ranks.empty()) ranks = needed();
   throw Timeout(format("[%s] rank %d: %s timed out after %g s waiting for rank %s%s", name(), world_->rank,
                        operation.describe().c_str(), operation.timeout, join_ranks(ranks).c_str(), seen_last(ranks).c_str()));
+}
+
+void Communicator::before_leaving(std::function<void()> hook) {
+  const std::lock_guard lock(mutex_);
+  before_leaving_ = std::move(hook);
 }
 
 void Communicator::attend() const {

@@ -70,7 +70,9 @@ class Communicator {
 
   // For the engine, the only caller of its communicators, which waits for control messages of its own between operations.
   // attend() throws what should end such a wait; end() ends the communicator with an error, and returns it in its final words.
+  // before_leaving(): `hook` is called when a communicator above this one is left, before anything of this one ends.
   transport::Transport& transport() { return *world_->transport; }
+  void before_leaving(std::function<void()> hook);
   void wake() { world_->bell().ring(); }
   void attend() const;
   std::exception_ptr end(std::exception_ptr error);
@@ -146,6 +148,7 @@ class Communicator {
   std::mutex close_mutex_;
   bool said_goodbye_ = false;                          // guarded by close_mutex_
   std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
+  std::function<void()> before_leaving_;               // as well
   double default_timeout_, stall_seconds_;
   uint64_t next_sequence_ = 1;
 

@@ -20,10 +20,13 @@ std::vector<std::string> kind_names() {
 }  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
-  auto* made = new Engine(comm::split(parent, 0, 0));
-  return {made, [](Engine* engine) {  // a forked child has no thread that a destructor could join
-            if (!in_forked_child()) delete engine;
-          }};
+  const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), [](Engine* engine) {
+    if (!in_forked_child()) delete engine;  // a forked child has no thread that a destructor could join
+  });
+  made->comm_->before_leaving([engine = std::weak_ptr(made)] {
+    if (const auto alive = engine.lock()) alive->close();
+  });
+  return made;
 }
 
 Engine::Engine(std::shared_ptr<comm::Communicator> comm)
