@@ -441,6 +441,18 @@ void Communicator::before_leaving(std::function<void()> hook) {
   before_leaving_ = std::move(hook);
 }
 
+void Communicator::check_interrupt_inside() const {
+  const Executing executing{this, t_executing};
+  t_executing = &executing;
+  try {
+    check_interrupt();
+  } catch (...) {
+    t_executing = executing.outer;
+    throw;
+  }
+  t_executing = executing.outer;
+}
+
 void Communicator::attend() const {
   if (closing_) throw Error(format("rank %d: roundel was shut down", world_->rank));
   if (world_->monitor->troubled()) world_->monitor->raise_trouble("a wait for requests");

@@ -73,6 +73,8 @@ class Communicator {
   // before_leaving(): `hook` is called when a communicator above this one is left, before anything of this one ends.
   transport::Transport& transport() { return *world_->transport; }
   void before_leaving(std::function<void()> hook);
+  // check_interrupt(), as from inside an operation: a signal handler may end this communicator, but not call or destroy it.
+  void check_interrupt_inside() const;
   void wake() { world_->bell().ring(); }
   void attend() const;
   std::exception_ptr end(std::exception_ptr error);

@@ -17,6 +17,8 @@ constexpr double kHandOnEarly = 0.25;                   // of the stall time: a 
 constexpr double kCheckInterrupts = 0.05;               // seconds between looks for signals
 constexpr double kGoodbye = 1;                          // seconds for the last messages to leave
 
+thread_local const Engine* t_driven = nullptr;  // by a caller on this thread
+
 }  // namespace
 
 // The engine's thread. Leaves the driving to a caller that wants it.
@@ -53,7 +55,7 @@ void Engine::drive(const Ticket& ticket) {
     } catch (...) {
       return fail(std::current_exception());
     }
-    check_interrupt();
+    comm_->check_interrupt_inside();
   }
 }
 
@@ -72,17 +74,28 @@ bool Engine::try_to_drive(const Ticket& ticket) {
   const std::unique_lock driver(driving_, std::try_to_lock);
   if (!driver || closing_) return false;
   std::exception_ptr interrupted;
+  const Engine* outer = std::exchange(t_driven, this);
   try {
     drive(ticket);
   } catch (...) {
     interrupted = std::current_exception();
   }
+  t_driven = outer;
   hand_back();
   if (interrupted) std::rethrow_exception(interrupted);
   return true;
 }
 
+// A signal handler runs on a thread that drives; it must not wait for what its own thread does.
+void Engine::refuse_nested_call() const {
+  if (is_driven_here())
+    throw Error(format("rank %d: called from inside another operation, perhaps by a signal handler", rank_));
+}
+
+bool Engine::is_driven_here() const { return t_driven == this; }
+
 void Engine::wait(Ticket& ticket) {
+  if (!ticket.done()) refuse_nested_call();
   while (!ticket.done()) {
     if (try_to_drive(ticket)) continue;
     ++wanted_;

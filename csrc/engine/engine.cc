@@ -62,8 +62,9 @@ Engine::~Engine() { close(); }
 
 void Engine::close() {
   if (in_forked_child()) return;
-  const std::lock_guard closing(close_mutex_);
   closing_ = true;
+  if (is_driven_here()) return;  // by a signal handler: what is left is done by the next close()
+  const std::lock_guard closing(close_mutex_);
   comm_->wake();
   if (thread_.joinable()) thread_.join();
   stop_timeline();
@@ -153,6 +154,7 @@ SharedRequest Engine::seal(Request request) const {
 
 std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
   if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", rank_));
+  refuse_nested_call();
   const auto ticket = std::make_shared<Ticket>();
   {
     const std::lock_guard lock(mutex_);

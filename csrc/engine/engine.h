@@ -77,6 +77,8 @@ class Engine {
   void drive(const Ticket& ticket);
   void hand_back();
   bool try_to_drive(const Ticket& ticket);
+  bool is_driven_here() const;
+  void refuse_nested_call() const;
   bool round();
   bool disturbed() const;
   bool take_submissions();

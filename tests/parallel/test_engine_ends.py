@@ -145,6 +145,36 @@ assert (ready("after").wait()[0] == 3).all()
 """,
         {},
     ),
+    "a signal handler may shut down in the middle of a wait": (
+        """
+if rank == 0:
+    signal.signal(signal.SIGALRM, lambda *_: roundel.shutdown())
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    assert "shut down" in ends_with(roundel.RoundelError, "never")
+else:
+    time.sleep(0.8)
+    ends_with(roundel.PeerLostError, "never")
+""",
+        {},
+    ),
+    "a signal handler that makes a request gets an error": (
+        """
+seen = []
+def handler(*_):
+    try:
+        ready("from a handler").wait()
+    except roundel.RoundelError as error:
+        seen.append(str(error))
+if rank == 0:
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+else:
+    time.sleep(0.8)
+assert (ready("late").wait()[0] == 3).all()
+assert rank != 0 or "signal handler" in seen[0], seen
+""",
+        {},
+    ),
     "a forked child is told that it is no rank": (
         """
 child = os.fork()
