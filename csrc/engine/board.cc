@@ -135,6 +135,16 @@ std::vector<Board::Stalled> Board::stalled(double seconds) const {
   return found;
 }
 
+std::vector<int> Board::waited_for() const {
+  std::vector<bool> waited(joined_.size());
+  for (const auto& [key, entry] : entries_)
+    for (const int rank : missing(entry, set_of(entry))) waited[static_cast<size_t>(rank)] = true;
+  std::vector<int> ranks;
+  for (size_t r = 0; r < waited.size(); ++r)
+    if (waited[r]) ranks.push_back(static_cast<int>(r));
+  return ranks;
+}
+
 int Board::waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const {
   for (const auto& [key, entry] : entries_)
     for (const int rank : missing(entry, set_of(entry)))

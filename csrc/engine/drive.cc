@@ -187,7 +187,20 @@ void Engine::look_around() {
   if (!departed_.empty()) refuse_departed();
   if (Clock::now() < next_check_) return;
   next_check_ = Clock::now() + kCheckPeriod;
+  if (comm_->world().monitor->somebody_left()) refuse_left();
   check_stalls();
+}
+
+// As refuse_departed(), of ranks that left without a word to their neighbours, since their engine had failed.
+void Engine::refuse_left() {
+  std::vector<int> needed = board_.waited_for();
+  {
+    const std::lock_guard lock(mutex_);
+    if (!pending_.empty() && tree_.parent >= 0) needed.push_back(tree_.parent);
+  }
+  comm_->transport().poll();
+  std::erase_if(needed, [this](int rank) { return rank == rank_ || !comm_->transport().exhausted(rank); });
+  comm_->world().monitor->raise_if_left(needed, "a wait for requests");
 }
 
 // A neighbour in the tree has left the job: that is well while nothing needs it.

@@ -87,6 +87,7 @@ class Engine {
   void look_around();
   void check_stalls();
   void refuse_departed();
+  void refuse_left();
   void say_goodbye();
   void end();
   void fail(std::exception_ptr error);
