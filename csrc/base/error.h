@@ -10,7 +10,17 @@
 
 namespace roundel {
 
-enum class ErrorKind : uint8_t { Generic, InvalidArgument, PeerLost, Mismatch, CorruptFrame, Timeout, Handshake, Fenced, DuplicateName };
+enum class ErrorKind : uint8_t {
+  Generic,
+  InvalidArgument,
+  PeerLost,
+  Mismatch,
+  CorruptFrame,
+  Timeout,
+  Handshake,
+  Fenced,
+  DuplicateName
+};
 
 class Error : public std::runtime_error {
  public:

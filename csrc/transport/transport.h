@@ -33,8 +33,8 @@ class Transport {
   using Disturbed = std::function<bool()>;
   virtual void sleep(Deadline deadline, const Disturbed& disturbed) = 0;
   // The same in three steps, for an owner whose one thread dozes while another may call all other methods. arm(): from here on
-  // rings and bytes end a doze; false when something moved or disturbs. doze(): any one thread; at most 100 ms. awake(): whoever
-  // goes on, before anything else.
+  // rings and bytes end a doze; false when something moved or disturbs. doze(): any one thread; at most 100 ms. awake():
+  // whoever goes on, before anything else.
   virtual bool arm(const Disturbed& disturbed) = 0;
   virtual void doze() = 0;
   virtual void awake() = 0;
