@@ -25,10 +25,11 @@ using engine::Request;
 using engine::Ticket;
 
 // An array of the library that `prototype` is from, over memory that the engine made; of numpy where that is not known.
-py::object to_python(Output& output, py::handle prototype) {
+py::object to_python(const Output& output, py::handle prototype) {
   const size_t bytes = engine::count_of(output.shape) * size_of(output.dtype);
   auto* data = reinterpret_cast<uint8_t*>(output.data.get());
-  const py::capsule owner(output.data.release(), [](void* p) { delete[] static_cast<std::byte*>(p); });
+  using Memory = std::shared_ptr<std::byte[]>;
+  const py::capsule owner(new Memory(output.data), [](void* p) { delete static_cast<Memory*>(p); });
   const py::array_t<uint8_t> memory({static_cast<py::ssize_t>(bytes)}, data, owner);
   const py::tuple shape(py::cast(output.shape));
   if (py::hasattr(prototype, "new_empty"))
@@ -59,7 +60,8 @@ class EngineHandle {
     }
     ticket_->rethrow();
     if (!result_) {
-      result_ = finish_(*ticket_, xs_);
+      py::object made = finish_(*ticket_, py::object(xs_));  // other threads may run meanwhile, and come here too
+      if (!result_) result_ = std::move(made);
       const std::vector<py::object> let_go = std::exchange(keep_, {});
       xs_ = py::none();
     }
@@ -79,7 +81,7 @@ py::object same(Ticket&, const py::object& xs) { return xs; }
 py::object value(Ticket& ticket, const py::object&) { return py::int_(ticket.value); }
 py::object nothing(Ticket&, const py::object&) { return py::none(); }
 py::object made(Ticket& ticket, const py::object& xs) {
-  const py::list prototypes = xs;
+  const py::tuple prototypes = xs;
   py::list results;
   for (size_t i = 0; i < ticket.outputs.size(); ++i) results.append(to_python(ticket.outputs[i], prototypes[i]));
   return results;
@@ -168,7 +170,7 @@ struct PyEngine {
   EngineHandle allgather(const py::list& xs, const std::string& name, uint32_t set, int device) const {
     Draft draft(Kind::AllGather, name, set, device);
     for (const py::handle x : xs) draft.add(to_array(x, false, "allgather's input"), true);
-    return start(std::move(draft), xs, &made);
+    return start(std::move(draft), py::tuple(xs), &made);
   }
 
   EngineHandle broadcast(const py::object& x, int root, const std::string& name, uint32_t set, int device) const {
@@ -194,7 +196,7 @@ struct PyEngine {
     Draft draft(Kind::ReduceScatter, name, set, device);
     draft.reduces(op, prescale, postscale);
     for (const py::handle x : xs) draft.add(to_array(x, false, "reduce_scatter's input"), false);
-    return start(std::move(draft), xs, &made);
+    return start(std::move(draft), py::tuple(xs), &made);
   }
 
   EngineHandle barrier(uint32_t set) const { return start({Kind::Barrier, "", set, -1}, py::none(), &nothing); }

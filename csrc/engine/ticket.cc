@@ -7,7 +7,7 @@ namespace roundel::engine {
 void Ticket::sleep_until_done(double seconds) {
   std::unique_lock lock(mutex_);
   has_sleeper_.store(true);
-  completed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return done(); });
+  completed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return done_.load(); });
 }
 
 // Whoever waits says so, then looks; here it is done first, then looked for somebody who waits.

@@ -14,7 +14,7 @@ namespace roundel::engine {
 
 // An array that the engine made: its shape was not known before.
 struct Output {
-  std::unique_ptr<std::byte[]> data;
+  std::shared_ptr<std::byte[]> data;
   DType dtype = DType::Float32;
   std::vector<int64_t> shape;
 };
