@@ -17,6 +17,17 @@ std::vector<std::string> kind_names() {
   return names;
 }
 
+// Rank 0's: what goes into one operation must be the same everywhere.
+size_t agreed_upon(size_t setting, comm::Communicator& comm) {
+  auto bytes = static_cast<int64_t>(setting);
+  comm::Operation o;
+  o.kind = OpKind::Broadcast;
+  o.name = "engine: fusion threshold";
+  o.in = o.out = {&bytes, 1, DType::Int64};
+  comm.run(std::move(o));
+  return static_cast<size_t>(bytes);
+}
+
 }  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
@@ -40,7 +51,11 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
       timeout_(env::number("ROUNDEL_TIMEOUT", 0.001, 1e9)),
       stall_seconds_(env::number("ROUNDEL_STALL_CHECK_SECONDS", 0, 1e9)),
       shutdown_seconds_(env::number("ROUNDEL_STALL_SHUTDOWN_SECONDS", 0, 1e9)),
+      first_bound_(timeout_),
       board_(size_, tree_.reporting) {
+  for (const double bound : {stall_seconds_, shutdown_seconds_})
+    if (bound > 0) first_bound_ = std::min(first_bound_, bound);
+  fusion_bytes_ = agreed_upon(fusion_bytes_, *comm_);
   std::vector<int> everyone;
   for (int r = 0; r < size_; ++r) everyone.push_back(r);
   board_.add_set(0, everyone);
@@ -123,8 +138,9 @@ void Engine::validate(const Request& request, const Buffers& buffers) const {
   if (buffers.splits.size() != members.size())
     refuse(format("expected one split for each of %zu ranks, got %zu", members.size(), buffers.splits.size()));
   size_t sum = 0;
-  for (const size_t n : buffers.splits) sum += n;
-  if (sum != buffers.rows.front())
+  bool fits = true;  // a sum of huge ones may come round to anything
+  for (const size_t n : buffers.splits) fits = fits && n <= buffers.rows.front() - sum, sum += fits ? n : 0;
+  if (!fits || sum != buffers.rows.front())
     refuse(format("expected splits with a sum of %zu, the rows there are, got %zu", buffers.rows.front(), sum));
 }
 

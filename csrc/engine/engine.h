@@ -86,11 +86,13 @@ class Engine {
   void handle_reports(int from, std::string_view reports);
   void look_around();
   void check_stalls();
+  std::vector<Board::Stalled> stalled(double seconds) const;
   void refuse_departed();
   void refuse_left();
   void say_goodbye();
   void end();
   void fail(std::exception_ptr error);
+  void end_sets(const std::exception_ptr& error);
   void end_pending(const std::exception_ptr& error);
 
   // agree.cc: what this node knows turns into reports and announcements
@@ -116,6 +118,7 @@ class Engine {
   size_t fusion_bytes_;
   Stats stats_;
   double background_spin_, timeout_, stall_seconds_, shutdown_seconds_;
+  double first_bound_;  // of a wait: before it, nobody is told
 
   mutable std::mutex mutex_;  // guards what follows
   PendingMap pending_;
@@ -143,6 +146,7 @@ class Engine {
   std::vector<int> departed_, joined_;  // neighbours that have left; ranks that have joined, the last one last
   std::set<std::string> warned_;        // encoded requests whose stall was told
   Clock::time_point next_check_{};
+  Clock::time_point last_progress_ = Clock::now();  // when somebody joined, or anything was announced: a join waits from there
 };
 
 }  // namespace roundel::engine
