@@ -44,6 +44,7 @@ void Engine::learn(const SharedRequest& request) {
 void Engine::note_joined(int rank) {
   if (tree_.parent >= 0) report(board_.take_ready(rank));
   joined_.push_back(rank);
+  last_progress_ = Clock::now();
   board_.join(rank);
   if (tree_.parent < 0) return;
   Writer out;
@@ -95,6 +96,13 @@ std::string difference(const Board::Entry& entry) {
   return text;
 }
 
+// Neutral elements of these are changed by a factor.
+bool scales_what_joined_ranks_give(const Request& request) {
+  const bool reduces = request.kind == Kind::AllReduce || request.kind == Kind::ReduceScatter;
+  const bool sums = request.op == static_cast<uint8_t>(ReduceOp::Sum) || request.op == static_cast<uint8_t>(ReduceOp::Average);
+  return reduces && !sums && request.op != kAdasum && request.prescale != 1;
+}
+
 bool is_unnamed(const Request& request) { return request.name.find(kUnnamed) != std::string::npos; }
 
 }  // namespace
@@ -109,6 +117,11 @@ std::string Engine::announcement() {
     if (entry.variants.size() > 1) refusal = difference(entry);
     if (request.kind == Kind::Broadcast && !entry.ready[static_cast<size_t>(request.root)])
       refusal = format("'%s': its root, rank %d, has joined and has nothing to broadcast", request.name.c_str(), request.root);
+    if (scales_what_joined_ranks_give(request))
+      for (const int rank : joined_)
+        if (!entry.ready[static_cast<size_t>(rank)] && !board_.members_of(request, {rank}).empty())
+          refusal = format("'%s': rank %d has joined, and %s with a prescale has no neutral element for it",
+                           request.name.c_str(), rank, name_of(static_cast<ReduceOp>(request.op)));
     if (!refusal.empty()) {
       out.number(Announcement::Refuse);
       out.text(sealed->key);
@@ -133,7 +146,7 @@ void Engine::perform(const std::string& message) {
     if (!works.empty()) run(set, works);
     works.clear();
   };
-  const auto now = Clock::now();
+  const auto now = last_progress_ = Clock::now();
   if (Timeline::instance().marks_cycles()) Timeline::instance().instant("batch");
   Reader in(message);
   while (!in.done()) switch (in.number<Announcement>()) {
@@ -145,6 +158,10 @@ void Engine::perform(const std::string& message) {
         const Request& request = work.request();
         const bool changes_sets = request.kind == Kind::AddSet || request.kind == Kind::RemoveSet;
         if (request.set != set || changes_sets) run_collected();
+        if (changes_sets) {
+          const std::lock_guard lock(mutex_);
+          catch_up(request.kind, request.set, request.name);
+        }
         set = request.set;
         if (request.kind == Kind::AddSet)
           add_set(work);

@@ -145,6 +145,8 @@ std::vector<int> Board::waited_for() const {
   return ranks;
 }
 
+SharedRequest Board::any() const { return entries_.empty() ? nullptr : entries_.begin()->second.variants.front().request; }
+
 int Board::waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const {
   for (const auto& [key, entry] : entries_)
     for (const int rank : missing(entry, set_of(entry)))

@@ -60,6 +60,7 @@ class Board {
   std::vector<Variant> take_ready(int rank);
   std::vector<Stalled> stalled(double seconds) const;
   std::vector<int> waited_for() const;  // ranks, each once
+  SharedRequest any() const;            // that waits here, or null
   // A rank among `ranks` for which an entry waits, or -1; and for which request.
   int waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const;
 

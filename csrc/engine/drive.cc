@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/fd.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "engine/bytes.h"
@@ -95,7 +96,10 @@ void Engine::refuse_nested_call() const {
 bool Engine::is_driven_here() const { return t_driven == this; }
 
 void Engine::wait(Ticket& ticket) {
-  if (!ticket.done()) refuse_nested_call();
+  if (!ticket.done()) {
+    if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", rank_));
+    refuse_nested_call();
+  }
   while (!ticket.done()) {
     if (try_to_drive(ticket)) continue;
     ++wanted_;
@@ -151,6 +155,7 @@ void Engine::handle(int from, const std::string& message) {
     departed_.push_back(from);
     return mailbox_->dismiss(from);
   }
+  advance();  // what is complete goes first: the announcement may be of it, and its name may come again at once
   for (const int child : tree_.children) mailbox_->send(child, message);
   perform(message);
 }
@@ -198,6 +203,9 @@ void Engine::refuse_left() {
     const std::lock_guard lock(mutex_);
     if (!pending_.empty() && tree_.parent >= 0) needed.push_back(tree_.parent);
   }
+  if (tree_.parent < 0 && !joined_.empty())  // on other ranks the end of a join may still be on its way
+    for (int r = 0; r < size_; ++r)
+      if (std::find(joined_.begin(), joined_.end(), r) == joined_.end()) needed.push_back(r);
   comm_->transport().poll();
   std::erase_if(needed, [this](int rank) { return rank == rank_ || !comm_->transport().exhausted(rank); });
   comm_->world().monitor->raise_if_left(needed, "a wait for requests");
@@ -208,11 +216,10 @@ void Engine::refuse_departed() {
   SharedRequest request;
   int gone = board_.waits_for_any(departed_, &request);
   if (gone < 0 && std::find(departed_.begin(), departed_.end(), tree_.parent) != departed_.end()) {
+    request = board_.any();  // of other ranks of this host, perhaps
     const std::lock_guard lock(mutex_);
-    if (!pending_.empty()) {
-      gone = tree_.parent;
-      request = pending_.begin()->second.request;
-    }
+    if (request == nullptr && !pending_.empty()) request = pending_.begin()->second.request;
+    if (request != nullptr) gone = tree_.parent;
   }
   if (gone < 0) return;
   const std::string what = title(request->request);
@@ -220,26 +227,40 @@ void Engine::refuse_departed() {
                  what);
 }
 
+// What waits on rank 0, a join included: it waits while nothing goes on, for however long others may go on.
+std::vector<Board::Stalled> Engine::stalled(double seconds) const {
+  std::vector<Board::Stalled> found = board_.stalled(seconds);
+  const double waited = std::chrono::duration<double>(Clock::now() - last_progress_).count();
+  if (joined_.empty() || waited < seconds) return found;
+  Board::Stalled& join = found.emplace_back(Board::Stalled{join_, joined_, {}, waited});
+  std::sort(join.ready.begin(), join.ready.end());
+  for (int r = 0; r < size_; ++r)
+    if (!std::binary_search(join.ready.begin(), join.ready.end(), r)) join.missing.push_back(r);
+  return found;
+}
+
 void Engine::check_stalls() {
-  if (tree_.parent >= 0 && stall_seconds_ > 0) report(board_.take_stale(kHandOnEarly * stall_seconds_));
   if (tree_.parent >= 0) {
+    report(board_.take_stale(kHandOnEarly * first_bound_));
     const std::lock_guard lock(mutex_);
     for (const auto& [key, pending] : pending_) {
-      const double waited = std::chrono::duration<double>(Clock::now() - pending.since).count();
+      const bool join = pending.request->request.kind == Kind::Join;
+      const auto since = join ? std::max(pending.since, last_progress_) : pending.since;
+      const double waited = std::chrono::duration<double>(Clock::now() - since).count();
       if (waited > timeout_ + kPatience)
         throw Timeout(format("rank %d: %s timed out after %g s", rank_, title(pending.request->request).c_str(), timeout_));
     }
     return;
   }
-  const double first = std::min(stall_seconds_ > 0 ? stall_seconds_ : timeout_, timeout_);
   std::set<std::string> still;
-  for (const Board::Stalled& stall : board_.stalled(first)) {
+  for (const Board::Stalled& stall : stalled(first_bound_)) {
     const std::string what = format("%s has waited %.0f s for rank %s; rank %s ready for it",
                                     title(stall.request->request).c_str(), stall.seconds, join_ranks(stall.missing).c_str(),
                                     (join_ranks(stall.ready) + (stall.ready.size() == 1 ? " is" : " are")).c_str());
     if (stall.seconds > timeout_) throw Timeout(format("rank %d: %s: ROUNDEL_TIMEOUT is %g s", rank_, what.c_str(), timeout_));
     if (shutdown_seconds_ > 0 && stall.seconds > shutdown_seconds_)
       throw Timeout(format("rank %d: %s: ROUNDEL_STALL_SHUTDOWN_SECONDS is %g s", rank_, what.c_str(), shutdown_seconds_));
+    if (stall_seconds_ > 0 && stall.seconds < stall_seconds_) continue;
     if (stall_seconds_ > 0 && !warned_.contains(stall.request->encoded)) log::warning(what);
     still.insert(stall.request->encoded);
   }
@@ -267,7 +288,27 @@ void Engine::end() {
 
 void Engine::fail(std::exception_ptr error) {
   if (closing_) return end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
-  end_pending(comm_->end(std::move(error)));
+  try {  // what ended a process set may follow from what has befallen the job, which says more
+    if (executors_.size() > 1) comm_->world().monitor->await_trouble("a wait for requests");
+  } catch (const Error&) {
+    error = std::current_exception();
+  }
+  error = comm_->end(std::move(error));
+  end_sets(error);
+  end_pending(error);
+}
+
+// Members may wait there for this rank, and watch nobody else. Their ranks count otherwise than the job's: they get the text.
+void Engine::end_sets(const std::exception_ptr& error) {
+  std::string text = "an unknown exception";
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    text = e.what();
+  } catch (...) {
+  }
+  for (auto& [set, executor] : executors_)
+    if (set != 0) executor.comm().end(std::make_exception_ptr(Error(text)));
 }
 
 void Engine::end_pending(const std::exception_ptr& error) {

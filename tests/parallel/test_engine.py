@@ -188,6 +188,8 @@ def test_wrong_arguments_are_refused_before_anything_starts(comm):
         lambda: e.broadcast(x, comm.size),
         lambda: e.alltoall(x, [1] * (comm.size + 1)),
         lambda: e.alltoall(x, [5] + [0] * (comm.size - 1)),
+        lambda: e.alltoall(np.ones(0 if comm.size == 1 else 4), [2**64 - 1] + [5] * (comm.size > 1) + [0] * (comm.size - 2)),
+        lambda: e.reduce_scatter([x], op=5),
         lambda: e.reduce_scatter([np.array(1.0)]),
         lambda: e.reduce_scatter([x], op=5),
         lambda: e.add_process_set([]),
@@ -232,6 +234,40 @@ def test_a_root_that_has_joined_has_nothing_to_broadcast(comm):
     engine().join().wait()
     x = np.full(2, comm.rank)  # the refused broadcast counts everywhere as one
     assert (engine().broadcast(x, 0).wait() == 0).all()
+
+
+def test_what_fails_or_changes_sets_while_ranks_have_joined_shifts_no_names(comm):
+    if comm.size == 1:
+        return
+    e, number = engine(), None
+    if comm.rank != 0:
+        with pytest.raises(roundel.MismatchError):
+            e.broadcast(np.ones(2), 0).wait()
+        number = e.add_process_set([comm.size - 1]).wait()
+        e.remove_process_set(number).wait()
+    e.join().wait()
+    assert (e.broadcast(np.full(2, comm.rank), 1).wait() == 1).all()
+    again = e.add_process_set([comm.size - 1]).wait()
+    assert again != number
+    e.remove_process_set(again).wait()
+    assert list(e.process_sets) == [0]
+
+
+@pytest.mark.parametrize("op", [MIN, MAX, PRODUCT])
+@pytest.mark.parametrize("prescale", [-1.0, 2.0])
+def test_a_rank_that_has_joined_changes_no_scaled_extreme(comm, op, prescale):
+    if comm.size > 1 and comm.rank == 0:
+        engine().join().wait()
+        return
+    there = range(min(1, comm.size - 1), comm.size)
+    inputs = np.stack([prescale * ranks_data(r) for r in there])
+    expected = {MIN: inputs.min(0), MAX: inputs.max(0), PRODUCT: inputs.prod(0)}[op]
+    try:
+        result = one(engine().allreduce([ranks_data(comm.rank)], op=op, prescale=prescale, name="scaled"))
+        np.testing.assert_array_equal(result, expected)
+    except roundel.MismatchError as error:
+        assert "rank 0" in str(error) and "has joined" in str(error), error
+    engine().join().wait()
 
 
 def test_process_sets(comm):
@@ -279,3 +315,35 @@ def test_large_and_many(comm):
     handles = [e.allreduce([x], [x], op=SUM, name=f"many {i}") for i, x in enumerate(small + big)]
     for handle in handles:
         assert (one(handle) == comm.size * (comm.size + 1) / 2).all()
+
+
+def test_a_handle_is_one_for_all_threads_and_no_matter_what_becomes_of_its_list(comm):
+    e = engine()
+    for i in range(30):
+        xs = [np.full((comm.rank + 1, 2), comm.rank) for _ in range(20)]
+        handle = e.allgather(xs, name=f"rows {i}")
+        xs.clear()
+        results = []
+        threads = [threading.Thread(target=lambda: results.append(handle.wait())) for _ in range(3)]  # noqa: B023
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        expected = np.concatenate([np.full((r + 1, 2), r) for r in range(comm.size)])
+        assert len(results) == 3
+        for rows in results:
+            assert len(rows) == 20
+            for got in rows:
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_nothing_is_nothing(comm):
+    e = engine()
+    assert e.allreduce([], name="no tensors").wait() == []
+    assert e.allgather([], name="no tensors").wait() == []
+    assert e.reduce_scatter([], name="no tensors").wait() == []
+    assert one(e.allgather([np.ones((0, 3))], name="no rows")).shape == (0, 3)
+    assert one(e.reduce_scatter([np.ones((0, 3))], name="no rows")).shape == (0, 3)
+    result, received = e.alltoall(np.ones((0, 3)), name="no rows at all").wait()
+    assert result.shape == (0, 3) and received == [0] * comm.size
+    e.broadcast(np.ones(0), 0, name="nothing").wait()

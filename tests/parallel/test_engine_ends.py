@@ -214,6 +214,113 @@ assert not errors, errors
 """,
         {},
     ),
+    "a forked child does not wait for its parent's requests": (
+        """
+handle = ready("parent") if rank == 0 else None
+child = os.fork()
+if child == 0:
+    signal.alarm(3)
+    try:
+        (handle or ready("parent")).wait()
+    except roundel.RoundelError as error:
+        os._exit(0 if "forked" in str(error) else 1)
+    os._exit(2)
+assert os.waitpid(child, 0)[1] == 0
+assert ((handle or ready("parent")).wait()[0] == 3).all()
+""",
+        {},
+    ),
+    "a rank that left is named whoever hears of it": (
+        """
+number = e.add_process_set([0, 2]).wait()
+if rank == 2:
+    roundel.shutdown()
+elif rank == 0:
+    began = time.monotonic()
+    text = ends_with(roundel.PeerLostError, "never", ready("never", process_set=number))
+    assert "rank 2" in text and "left" in text and time.monotonic() - began < 5, text
+else:
+    time.sleep(2)
+""",
+        {},
+    ),
+    "rank 0 leaves and only one of the others wants something": (
+        """
+if rank == 2:
+    time.sleep(0.5)
+    began = time.monotonic()
+    ends_with(roundel.PeerLostError, "never")
+    assert time.monotonic() - began < 3
+elif rank == 1:
+    time.sleep(2)
+roundel.shutdown()
+""",
+        {},
+    ),
+    "join needs all ranks, and says who has left": (
+        """
+if rank == 2:
+    roundel.shutdown()
+else:
+    began = time.monotonic()
+    text = ends_with(roundel.PeerLostError, "join", e.join())
+    assert "rank 2" in text and "left" in text and time.monotonic() - began < 5, text
+""",
+        {},
+    ),
+    "join waits for as long as others go on": (
+        """
+if rank != 2:
+    for i in range(7):
+        time.sleep(0.6)
+        ready(f"x{i}").wait()
+assert e.join().wait() in (0, 1)
+assert (ready("after").wait()[0] == 3).all()
+""",
+        {"ROUNDEL_TIMEOUT": "1.5"},
+    ),
+    "join outlives ROUNDEL_TIMEOUT no more than others do": (
+        """
+if rank == 1:
+    time.sleep(4)
+else:
+    began = time.monotonic()
+    text = ends_with(roundel.TimeoutError, "join", e.join())
+    assert "join 'join' has waited" in text and "for rank 1; rank 0 and 2 are ready" in text, text
+    assert time.monotonic() - began < 4
+""",
+        {"ROUNDEL_TIMEOUT": "1"},
+    ),
+    "late ranks are told apart from those whose host waits": (
+        """
+if rank == 1:
+    time.sleep(4)
+else:
+    text = ends_with(roundel.TimeoutError, "fc.weight")
+    assert "for rank 1; rank 0 and 2 are ready" in text and "ROUNDEL_TIMEOUT is 2 s" in text, text
+""",
+        {"ROUNDEL_TIMEOUT": "2"},
+    ),
+    "one loss ends all process sets": (
+        """
+left, right = e.add_process_set([0, 1]).wait(), e.add_process_set([1, 2]).wait()
+def loop(name, number):
+    try:
+        while True:
+            ready(name, process_set=number).wait()
+    except roundel.PeerLostError as error:
+        assert 2 in error.ranks, error
+threads = [threading.Thread(target=loop, args=a) for a in [("l", left)][: rank < 2] + [("r", right)][: rank > 0]]
+began = time.monotonic()
+[t.start() for t in threads]
+time.sleep(0.5)
+if rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)  # killed
+[t.join() for t in threads]
+assert time.monotonic() - began < 5
+""",
+        {},
+    ),
     "waiting costs next to nothing": (
         """
 if rank == 0:
@@ -238,8 +345,18 @@ def test_that(what, transport, tmp_path):
     changes = {f"rank{r}": settings | places[r] for r in range(3)}
     results = outputs(start_by_hand(3, HEAD + body + 'print("fine")\n', tmp_path, transport=transport, **changes))
     for rank, (code, out, err) in enumerate(results):
-        if "killed" in what and rank == 1:
+        if ("killed" in what and rank == 1) or ("loss" in what and rank == 2):
             continue
         assert code == 0 and out == "fine\n", (rank, err)
     if "told once" in what:
         assert results[0][2].count("allreduce 'fc.weight' has waited 1 s for rank 1; rank 0 and 2 are ready for it") == 1
+
+
+def test_fusion_thresholds_may_differ_between_ranks(tmp_path):
+    body = """
+handles = [ready(f"x{i}") for i in range(40)]
+assert all((h.wait()[0] == 3).all() for h in handles)
+"""
+    changes = {f"rank{r}": {"ROUNDEL_FUSION_THRESHOLD": str(16 * r)} for r in range(3)}
+    for code, out, err in outputs(start_by_hand(3, HEAD + body + 'print("fine")\n', tmp_path, **changes)):
+        assert code == 0 and out == "fine\n", err
