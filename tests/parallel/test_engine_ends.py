@@ -357,6 +357,6 @@ def test_fusion_thresholds_may_differ_between_ranks(tmp_path):
 handles = [ready(f"x{i}") for i in range(40)]
 assert all((h.wait()[0] == 3).all() for h in handles)
 """
-    changes = {f"rank{r}": {"ROUNDEL_FUSION_THRESHOLD": str(16 * r)} for r in range(3)}
+    changes = {f"rank{r}": {"ROUNDEL_FUSION_THRESHOLD": str(100 * r)} for r in range(3)}
     for code, out, err in outputs(start_by_hand(3, HEAD + body + 'print("fine")\n', tmp_path, **changes)):
         assert code == 0 and out == "fine\n", err
