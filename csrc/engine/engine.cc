@@ -31,6 +31,7 @@ size_t agreed_upon(size_t setting, comm::Communicator& comm) {
 }  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
+  if (parent.world().is_group) throw InvalidArgument("an engine is of the whole job: expected its communicator, got a group's");
   const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), [](Engine* engine) {
     if (!in_forked_child()) delete engine;  // a forked child has no thread that a destructor could join
   });
