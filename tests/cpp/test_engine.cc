@@ -184,7 +184,7 @@ TEST(engine_agrees_on_ranks_that_are_threads) {
           const View view{x.data(), x.size(), DType::Float32};
           Request request;
           request.kind = Kind::AllReduce;
-          request.name = "t" + std::to_string(thread) + "." + std::to_string(which);
+          request.name = format("t%d.%d", thread, which);
           request.tensors.push_back({DType::Float32, {static_cast<int64_t>(x.size())}});
           tickets.push_back(engine->submit(std::move(request), Buffers{{view}, {view}, {}, {}}));
         }
