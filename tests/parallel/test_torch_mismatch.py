@@ -20,7 +20,6 @@ def calls(last: bool) -> dict[str, object]:
         "prescale": lambda: hvd.allreduce(one, prescale_factor=2.0 if last else 1.0),
         "postscale": lambda: hvd.reducescatter(x, postscale_factor=2.0 if last else 1.0),
         "root": lambda: hvd.broadcast(one, 1 if last else 0),
-        "kind": lambda: hvd.allgather(one, name="x") if last else hvd.allreduce(one, name="x"),
         "group": lambda: hvd.grouped_allreduce([one, one] if last else [one, one, one]),
         "rows": lambda: hvd.allgather(torch.ones(2, 3) if last else torch.ones(2, 4)),
         "alltoall": lambda: hvd.alltoall(x.int() if last else x, splits=[6] + [0] * (hvd.size() - 1)),
@@ -42,7 +41,7 @@ def test_different_calls_are_one_mismatch_on_every_rank_and_the_job_goes_on(comm
 def test_a_name_that_is_in_flight_is_refused_at_once(comm):
     if comm.rank == 0:
         handle = hvd.allreduce_async(torch.ones(3), op=hvd.Sum, name="twice")
-        for call in (hvd.allreduce_async, hvd.allgather_async):
+        for call in (hvd.allreduce_async, hvd.allreduce_async_):
             with pytest.raises(roundel.DuplicateNameError, match="'twice'.* under way") as raised:
                 call(torch.ones(3), name="twice")
             assert isinstance(raised.value, ValueError)

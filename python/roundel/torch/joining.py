@@ -7,19 +7,21 @@ that was planned last while no other was in use, on every rank the same; all oth
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Protocol
 
 from roundel.errors import RoundelError
 from roundel.world import rank
 
-__all__ = ["is_free", "require_no_step", "serve_until_all_have_joined", "take"]
+__all__ = ["is_free", "require_no_step", "serve_until_all_have_joined", "take", "watch"]
 
 
 class Served(Protocol):
     """What join() needs of an optimizer's reducer."""
 
     handed_over: bool
+    close: weakref.finalize
 
     def in_use(self) -> bool: ...
 
@@ -27,6 +29,7 @@ class Served(Protocol):
 
 
 _served: weakref.ref[Served] | None = None
+_all: weakref.WeakSet[Served] = weakref.WeakSet()
 
 
 def _current() -> Served | None:
@@ -45,10 +48,20 @@ def take(newcomer: Served) -> None:
     _served = weakref.ref(newcomer)
 
 
+def watch(newcomer: Served) -> None:
+    """Every reducer, served or not: see require_no_step()."""
+    _all.add(newcomer)
+
+
+def _in_step() -> bool:
+    return any(each.handed_over and each.close.alive for each in _all)
+
+
 def require_no_step() -> None:
     """Raise RoundelError between backward() and step()."""
-    served = _current()
-    if served is not None and served.handed_over:
+    if _in_step():
+        gc.collect()  # optimizers that nobody holds any more do not count
+    if _in_step():
         raise RoundelError(f"rank {rank()}: join() between backward() and step(): the others' step needs this rank's gradients")
 
 

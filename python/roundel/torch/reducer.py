@@ -85,6 +85,7 @@ class Reducer:
         self.synchronized = False
         self._forget_plan()
         self._start_over()
+        joining.watch(self)
         ready = weakref.WeakMethod(self._ready)
         hooks = [p.register_post_accumulate_grad_hook(lambda param: ready()(param)) for p in self.params]
         self.close = weakref.finalize(self, _remove, hooks)
