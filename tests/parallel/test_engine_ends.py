@@ -9,6 +9,7 @@ HEAD = """
 import os, signal, threading, time
 import numpy as np, roundel
 from roundel.world import engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without
 roundel.init()
 rank, x, e = roundel.rank(), np.ones(3), engine()
 def ready(name, **more): return e.allreduce([x], op=0, name=name, **more)

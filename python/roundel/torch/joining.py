@@ -53,15 +53,12 @@ def watch(newcomer: Served) -> None:
     _all.add(newcomer)
 
 
-def _in_step() -> bool:
-    return any(each.handed_over and each.close.alive for each in _all)
-
-
 def require_no_step() -> None:
     """Raise RoundelError between backward() and step()."""
-    if _in_step():
-        gc.collect()  # optimizers that nobody holds any more do not count
-    if _in_step():
+    # Optimizers that nobody holds any more are gone on all ranks alike from here on: else one rank would serve what another
+    # has forgotten.
+    gc.collect()
+    if any(each.handed_over and each.close.alive for each in _all):
         raise RoundelError(f"rank {rank()}: join() between backward() and step(): the others' step needs this rank's gradients")
 
 
