@@ -46,7 +46,7 @@ def test_every_failpoint_is_in_a_case():
 @pytest.mark.parametrize(("point", "transport"), cases(UNDER_WAY))
 def test_killed_under_way(point, transport, tmp_path):
     size = SIZES[transport]
-    with FaultJob(size, transport, tmp_path, env_of={VICTIM: {"ROUNDEL_FAILPOINT": f"{point}=kill@4"}}) as job:
+    with FaultJob(size, transport, tmp_path, env_of={VICTIM: {"ROUNDEL_FAILPOINT": f"{point}=kill@60"}}) as job:
         ended = job.ended_at(VICTIM)
         for rank in set(range(size)) - {VICTIM}:
             error = job.error_of(rank)
@@ -201,7 +201,7 @@ CAUSES = {
 @pytest.mark.parametrize(("point", "transport"), [("shm-published", "shm"), ("executor-round", "hosts")])
 def test_the_cause_is_named_on_every_survivor(how, point, transport, tmp_path):
     victim = 2
-    with FaultJob(4, transport, tmp_path, env_of={victim: {"ROUNDEL_FAILPOINT": f"{point}={how}@9"}}) as job:
+    with FaultJob(4, transport, tmp_path, env_of={victim: {"ROUNDEL_FAILPOINT": f"{point}={how}@60"}}) as job:
         ended = job.ended_at(victim)
         for rank in (0, 1, 3):
             error = job.error_of(rank)
@@ -212,7 +212,7 @@ def test_the_cause_is_named_on_every_survivor(how, point, transport, tmp_path):
 
 @pytest.mark.parametrize("point", ["stream-received", "stream-header-received"])
 def test_a_flipped_bit_on_the_wire_is_an_error_on_every_rank(point, tmp_path):
-    with FaultJob(3, "tcp", tmp_path, env_of={2: {"ROUNDEL_FAILPOINT": f"{point}=flip@25"}}) as job:
+    with FaultJob(3, "tcp", tmp_path, env_of={2: {"ROUNDEL_FAILPOINT": f"{point}=flip@80"}}) as job:
         for rank in range(3):
             error = job.error_of(rank)
             assert error["error"] == "CorruptFrameError", error
@@ -222,7 +222,7 @@ def test_a_flipped_bit_on_the_wire_is_an_error_on_every_rank(point, tmp_path):
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_an_error_of_one_rank_is_everybodys(transport, tmp_path):
     point = "shm-staged" if transport == "shm" else "stream-retire"
-    with FaultJob(3, transport, tmp_path, env_of={0: {"ROUNDEL_FAILPOINT": f"{point}=error@5"}}) as job:
+    with FaultJob(3, transport, tmp_path, env_of={0: {"ROUNDEL_FAILPOINT": f"{point}=error@60"}}) as job:
         for rank in range(3):
             error = job.error_of(rank)
             assert error["error"] == "RoundelError" and f"failpoint {point}" in error["text"], error
@@ -276,11 +276,11 @@ def test_a_skipped_collective_is_warned_of_by_name_and_aborted_at_the_deadline(t
         for rank in (0, 1):
             error = job.error_of(rank)
             assert error["error"] == "TimeoutError" and error["at"] - started < 3 + 3 * BOUND, error
-            assert "all-reduce 'layer.weight' (operation 2) timed out after 3 s waiting for rank 2" in error["text"], error
-            assert "rank 2 is in no operation; its last, barrier (operation 1), ended" in error["text"], error
+            assert "all-reduce 'layer.weight' (operation 5) timed out after 3 s waiting for rank 2" in error["text"], error
+            assert "rank 2 is in no operation; its last, barrier (operation 4), ended" in error["text"], error
             warnings = [line for line in job.error_output(rank).splitlines() if "warning" in line]
             assert len(warnings) == 1, warnings
-            assert "all-reduce 'layer.weight' (operation 2) has waited 1 s for rank 2" in warnings[0]
+            assert "all-reduce 'layer.weight' (operation 5) has waited 1 s for rank 2" in warnings[0]
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

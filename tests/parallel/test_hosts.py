@@ -384,10 +384,10 @@ def test_digits_train_over_two_hosts_to_the_same_accuracy(lab, tmp_path):
     script = str(EXAMPLES / "digits.py")
     arguments = [script, "--epochs", "12", "--json"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("ROUNDEL_")} | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *arguments, str(alone)], check=True, timeout=60, env=plain)
+    subprocess.run([sys.executable, *arguments, str(alone)], check=True, timeout=120, env=plain)
     with Job(lab, [0, 0, 1, 1], [*arguments, str(together)], tmp_path, ROUNDEL_LOG_LEVEL="info") as job:
         job.start()
-        job.wait(seconds=60)
+        job.wait(seconds=120)
         for rank in range(4):
             assert "4 ranks on 2 hosts, 2 here, shared memory and tcp" in job.output(rank, "err")
         printed = re.search(r"held-out accuracy: ([0-9.]+) %\n$", job.output(0))
