@@ -191,7 +191,7 @@ except roundel.RoundelError as error:
 comm.barrier()
 assert comm.split(0).allreduce(np.ones(3))[0] == 2
 """,
-        {"ROUNDEL_FAILPOINT": "start-before-memory=sleep:1@2"},
+        {"ROUNDEL_FAILPOINT": "start-before-memory=sleep:1@3"},
     ),
     "whoever fails to join a group waits no longer than the others look for it": (
         """
@@ -202,7 +202,7 @@ except roundel.RoundelError as error:
     assert "split failed on rank" in str(error), error
 comm.barrier()
 """,
-        {"ROUNDEL_FAILPOINT": "start-connect=error@2"},
+        {"ROUNDEL_FAILPOINT": "start-connect=error@3"},
     ),
     "a signal handler uses other groups but not the one it interrupts": (
         """
