@@ -75,6 +75,15 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   job.token = parent.token_of_group(color);
   // Whoever has met the others waits for the outcome no longer than ROUNDEL_TIMEOUT: by then it must be known everywhere.
   job.start_timeout = std::min(start_timeout, kStartShare * operation_timeout);
+  // Who waits for a member that the parent has lost must not wait for the deadline. The parent says better who is lost, in the
+  // end: in the group's numbers nobody is.
+  job.look = [&parent] {
+    try {
+      parent.attend("split");
+    } catch (const Error& error) {
+      throw Error(error.what());
+    }
+  };
   for (const int r : members) job.members.push_back(world.members[static_cast<size_t>(r)]);
   Fd listener;
   if (color >= 0 && job.rank == 0 && job.size > 1) {

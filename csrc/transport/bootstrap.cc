@@ -215,7 +215,7 @@ Verdict judge(const std::vector<Card>& cards) {
   return verdict;
 }
 
-Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline deadline) {
+Rendezvous host_rendezvous(const Job& job, const Identity& identity, const Patience& patience) {
   Rendezvous result;
   const Fd listener = rendezvous_listener(job);
   if (!listener) throw system_error("the rendezvous descriptor from the launcher", errno);
@@ -231,8 +231,12 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
   Verdict verdict;
   const auto admit = [&](int rank, Fd connection) { guests.admit(rank, std::move(connection)); };
   try {
+    const auto look = [&] {
+      guests.look();
+      if (patience.look) patience.look();
+    };
     const std::string obstacle =
-        accept_each(listener.get(), identity, Role::Control, others, 1, {deadline, [&guests] { guests.look(); }}, admit);
+        accept_each(listener.get(), identity, Role::Control, others, 1, {patience.deadline, look}, admit);
     if (!std::all_of(others.begin(), others.end(), [&](int rank) { return guests.has(rank); })) {
       verdict.set(Verdict::Missing, missing_text(job, guests) + obstacle);
     } else {
@@ -249,7 +253,8 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
   if (verdict.outcome == Verdict::Lost) {
     std::erase_if(others, [&](int rank) { return guests.has(rank); });
     accept_each(listener.get(), identity, Role::Control, others, 1,
-                Deadline::after(std::min(kLingerSeconds, deadline.seconds_left())), [&](int rank, Fd connection) {
+                {Deadline::after(std::min(kLingerSeconds, patience.deadline.seconds_left())), patience.look},
+                [&](int rank, Fd connection) {
                   ::send(connection.get(), &verdict, sizeof verdict, MSG_NOSIGNAL | MSG_DONTWAIT);
                   admit(rank, std::move(connection));
                 });
@@ -261,10 +266,10 @@ Rendezvous host_rendezvous(const Job& job, const Identity& identity, Deadline de
   return result;
 }
 
-Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline deadline) {
+Rendezvous join_rendezvous(const Job& job, const Identity& identity, const Patience& patience) {
   Rendezvous result;
   failpoint::pass(failpoint::Point::StartConnect);
-  Fd control = connect_to(resolve(job.rendezvous), identity, 0, Role::Control, deadline);
+  Fd control = connect_to(resolve(job.rendezvous), identity, 0, Role::Control, patience);
   result.data_listener = listen_on(address_for_peers(local_address(control.get())));
   Card card = make_card(job);
   set_address(card, local_address(result.data_listener.get()));
@@ -273,18 +278,19 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
   std::vector<Card> cards(static_cast<size_t>(job.size));
   try {
     try {
-      send_all(control.get(), &card, sizeof card, deadline);
+      send_all(control.get(), &card, sizeof card, patience);
     } catch (const Timeout&) {
       throw;
     } catch (const Error&) {
       // Rank 0 has closed: its verdict may lie in the socket.
     }
     recv_all(control.get(), &verdict, sizeof verdict,
-             Deadline::after(deadline.seconds_left() + 5));  // rank 0 judges at the deadline
-    if (verdict.outcome == Verdict::Accepted) recv_all(control.get(), cards.data(), cards.size() * sizeof(Card), deadline);
+             {Deadline::after(patience.deadline.seconds_left() + 5), patience.look});  // rank 0 judges at the deadline
+    if (verdict.outcome == Verdict::Accepted) recv_all(control.get(), cards.data(), cards.size() * sizeof(Card), patience);
   } catch (const Timeout&) {
     throw Timeout(format("rank %d: rank 0 did not send the table of ranks within %g s", job.rank, job.start_timeout));
   } catch (const Error&) {
+    patience.check();  // what it throws is the better reason
     throw PeerLost(
         format("rank %d: rank 0 went away during the start (an error there, or its process or host ended)", job.rank), {0},
         job.epoch);
@@ -297,9 +303,9 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, Deadline de
 
 }  // namespace
 
-Rendezvous meet(const Job& job, const Identity& identity, Deadline deadline) {
+Rendezvous meet(const Job& job, const Identity& identity, const Patience& patience) {
   if (job.size == 1) return {{Peer{}}, {}, {}};
-  return job.rank == 0 ? host_rendezvous(job, identity, deadline) : join_rendezvous(job, identity, deadline);
+  return job.rank == 0 ? host_rendezvous(job, identity, patience) : join_rendezvous(job, identity, patience);
 }
 
 }  // namespace roundel::transport

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "transport/monitor.h"
+#include "transport/patience.h"
 
 namespace roundel::transport {
 
@@ -19,7 +21,8 @@ struct Job {
   std::string rendezvous;  // "host:port" of rank 0
   int rendezvous_fd = -1;  // rank 0: a listening socket inherited from the launcher, which stays the launcher's
   double start_timeout = 60;
-  std::vector<int> members;  // of a group: the rank in the whole job of every rank; empty: this is the whole job
+  std::vector<int> members;    // of a group: the rank in the whole job of every rank; empty: this is the whole job
+  std::function<void()> look;  // called several times a second while the start waits; may throw a plain Error to end it
   std::string host;  // ranks with equal ones share memory; empty: ROUNDEL_HOST_ID, else this machine and network namespace
 };
 
@@ -36,6 +39,6 @@ struct Rendezvous {
 
 // Throws Timeout naming the ranks that did not arrive (on every rank that did), PeerLost naming one that arrived and went away,
 // HandshakeError, or Error when ranks were started with different versions or settings.
-Rendezvous meet(const Job& job, const Identity& identity, Deadline deadline);
+Rendezvous meet(const Job& job, const Identity& identity, const Patience& patience);
 
 }  // namespace roundel::transport

@@ -107,7 +107,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   const Identity identity(job.token, job.rank, job.size, job.epoch);
   if (job.members.empty()) log::set_rank(job.rank);  // a group's ranks keep the job's numbers
 
-  Rendezvous met = meet(job, identity, deadline);
+  Rendezvous met = meet(job, identity, {deadline, job.look});
   auto world = std::make_unique<World>();
   world->group_key = identity.group_key();
   world->is_group = !job.members.empty();
@@ -140,7 +140,10 @@ std::unique_ptr<World> open_world(const Job& job) {
     failpoint::pass(failpoint::Point::StartVerdict);
     // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
     open_ways(*world, identity, met, mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1),
-              {deadline, [&world] { world->monitor->raise_trouble(kStart); }});
+              {deadline, [&] {
+                 world->monitor->raise_trouble(kStart);
+                 if (job.look) job.look();
+               }});
   } catch (...) {
     try {
       report_current(identity, *world->monitor);

@@ -99,6 +99,23 @@ def test_what_ends_the_start_of_one_rank_ends_everybodys(point, transport, tmp_p
         assert max(e["at"] for e in errors) - errors[VICTIM]["at"] < 3 * BOUND, errors
 
 
+@pytest.mark.parametrize("point", ["stream-queued", "stream-header-sent", "stream-received"])
+@pytest.mark.parametrize("transport", ["tcp", "hosts"])
+def test_killed_while_the_engine_opens(transport, point, tmp_path):
+    """Its first operations are those of a split: members of the new group wait for one that only the job knows to be lost."""
+    size = SIZES[transport]
+    for count in (2, 4, 6):
+        kept = tmp_path / str(count)
+        kept.mkdir()
+        with FaultJob(size, transport, kept, env_of={VICTIM: {"ROUNDEL_FAILPOINT": f"{point}=kill@{count}"}}) as job:
+            ended = job.ended_at(VICTIM)
+            for rank in set(range(size)) - {VICTIM}:
+                error = job.error_of(rank)
+                assert error["error"] == "PeerLostError" and VICTIM in error["ranks"], error
+                assert f"rank {VICTIM} " in error["text"], error
+                assert error["at"] - ended < 3 * BOUND, error
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_a_death_while_others_are_awaited_is_noticed_at_once(transport, tmp_path):
     """Rank 3 is not there yet when rank 1 goes, and hears of it when it comes in the same second."""
