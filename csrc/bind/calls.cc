@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "bind/arrays.h"
 
 namespace py = pybind11;
@@ -37,17 +38,6 @@ Operation reducing(OpKind kind, int op, double prescale, double postscale, const
   operation.prescale = prescale;
   operation.postscale = postscale;
   return operation;
-}
-
-size_t row_elements(const std::vector<int64_t>& shape) {
-  size_t count = 1;
-  for (size_t d = 1; d < shape.size(); ++d) count *= static_cast<size_t>(shape[d]);
-  return count;
-}
-
-std::vector<int64_t> with_rows(std::vector<int64_t> shape, size_t rows) {
-  shape[0] = static_cast<int64_t>(rows);
-  return shape;
 }
 
 size_t total_of(const std::vector<size_t>& rows) {
@@ -182,7 +172,7 @@ Call Calls::reduce_scatter(const py::object& x, int op, const py::object& out, c
                            double postscale, const std::string& name, double timeout) const {
   Operation o = reducing(OpKind::ReduceScatter, op, prescale, postscale, name, timeout);
   Array in = to_array(x, false, "reduce_scatter's input");
-  const size_t n = first_dimension(in, "reduce_scatter's input"), row = row_elements(in.shape);
+  const size_t n = first_dimension(in, "reduce_scatter's input"), row = row_of(in.shape);
   if (rows && total_of(*rows) != n)
     throw InvalidArgument(format("rank %d: reduce_scatter's rows: expected a sum of %zu, got %zu", rank(), n, total_of(*rows)));
   o.parts = parts_of("reduce_scatter's rows", rows, n, row);
@@ -208,7 +198,7 @@ Call Calls::allgather(const py::object& x, const Rows& rows, const py::object& o
   Array in = to_array(x, false, "allgather's input");
   std::vector<int64_t> shape = in.shape.empty() ? std::vector<int64_t>{1} : in.shape;  // scalars are gathered to a vector
   const size_t all_rows = rows ? total_of(*rows) : static_cast<size_t>(shape[0]) * static_cast<size_t>(size());
-  o.parts = parts_of("allgather's rows", rows, all_rows, row_elements(shape));
+  o.parts = parts_of("allgather's rows", rows, all_rows, row_of(shape));
   py::object result = result_for(out, x, in, with_rows(shape, all_rows));
   Array to = to_array(result, true, "allgather's out");
   return finish_call(std::move(o), std::move(result), std::move(in), std::move(to));
@@ -233,7 +223,7 @@ Call Calls::gather(const py::object& x, int root, const Rows& rows, const py::ob
   Array in = to_array(x, false, "gather's input");
   std::vector<int64_t> shape = in.shape.empty() ? std::vector<int64_t>{1} : in.shape;
   const size_t all_rows = rows ? total_of(*rows) : static_cast<size_t>(shape[0]) * static_cast<size_t>(size());
-  o.parts = parts_of("gather's rows", rows, all_rows, row_elements(shape));
+  o.parts = parts_of("gather's rows", rows, all_rows, row_of(shape));
   if (rank() != root) return finish_call(std::move(o), py::none(), std::move(in), {});
   py::object result = result_for(out, x, in, with_rows(shape, all_rows));
   Array to = to_array(result, true, "gather's out");
@@ -249,7 +239,7 @@ Call Calls::scatter(const py::object& x, int root, const Rows& rows, const py::o
       throw InvalidArgument(format("rank %d: scatter: expected `out` on ranks other than root %d, got none", rank(), root));
     Array to = to_array(out, true, "scatter's out");
     const size_t n = first_dimension(to, "scatter's out");
-    o.parts = parts_of("scatter's rows", rows, n * static_cast<size_t>(size()), row_elements(to.shape));
+    o.parts = parts_of("scatter's rows", rows, n * static_cast<size_t>(size()), row_of(to.shape));
     return finish_call(std::move(o), out, {}, std::move(to));
   }
   Array in = to_array(x, false, "scatter's input");
@@ -257,7 +247,7 @@ Call Calls::scatter(const py::object& x, int root, const Rows& rows, const py::o
   if (rows ? total_of(*rows) != n : n % static_cast<size_t>(size()) != 0)
     throw InvalidArgument(format("rank %d: scatter's input: expected %s rows, got %zu", rank(),
                                  rows ? std::to_string(total_of(*rows)).c_str() : "a number divisible by the ranks of", n));
-  o.parts = parts_of("scatter's rows", rows, n, row_elements(in.shape));
+  o.parts = parts_of("scatter's rows", rows, n, row_of(in.shape));
   const size_t mine = rows ? (*rows)[static_cast<size_t>(rank())] : n / static_cast<size_t>(size());
   py::object result = result_for(out, x, in, with_rows(in.shape, mine));
   Array to = to_array(result, true, "scatter's out");
@@ -310,7 +300,7 @@ Call Calls::alltoall(const py::object& x, const py::object& out, const Rows& sen
   }
   const Rows come = std::vector<size_t>(theirs.begin(), theirs.end());
   if (out.is_none()) return alltoall_async(x, out, sends, come, name, timeout);
-  const size_t expected = total_of(*come) * row_elements(to_array(x, false, "alltoall's input").shape);
+  const size_t expected = total_of(*come) * row_of(to_array(x, false, "alltoall's input").shape);
   const size_t room = to_array(out, true, "alltoall's out").view.count;
   if (room == expected) return alltoall_async(x, out, sends, come, name, timeout);
   // Known only now, when the others are on their way: they get their parts, and what came from them is dropped.
@@ -326,7 +316,7 @@ Call Calls::alltoall_async(const py::object& x, const py::object& out, const Row
                            const std::string& name, double timeout) const {
   Operation o = named(sends ? OpKind::AllToAllV : OpKind::AllToAll, name, timeout);
   Array in = to_array(x, false, "alltoall's input");
-  const size_t n = first_dimension(in, "alltoall's input"), row = row_elements(in.shape);
+  const size_t n = first_dimension(in, "alltoall's input"), row = row_of(in.shape);
   size_t rows = n;
   if (sends) {
     if (!receives)

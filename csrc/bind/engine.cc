@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/calls.h"
@@ -26,7 +27,7 @@ using engine::Ticket;
 
 // An array of the library that `prototype` is from, over memory that the engine made; of numpy where that is not known.
 py::object to_python(const Output& output, py::handle prototype) {
-  const size_t bytes = engine::count_of(output.shape) * size_of(output.dtype);
+  const size_t bytes = count_of(output.shape) * size_of(output.dtype);
   auto* data = reinterpret_cast<uint8_t*>(output.data.get());
   using Memory = std::shared_ptr<std::byte[]>;
   const py::capsule owner(new Memory(output.data), [](void* p) { delete static_cast<Memory*>(p); });
@@ -255,19 +256,17 @@ void bind_engine(py::module_& m) {
       .def("remove_process_set", &PyEngine::remove_process_set, "process_set"_a, "All ranks of the job call it.")
       .def(
           "stats", [](const PyEngine& e) { return stats(e.native->stats().snapshot()); },
-          "What the engine has done, since it began or reset_stats(). \"kinds\": by kind of request, counts, bytes on this "
-          "rank and "
-          "seconds summed over requests. \"waited_for\": by rank, how often it was the last to become ready, and how long "
-          "this rank's requests had waited by then.")
+          "What the engine has done, since it began or reset_stats(). \"kinds\": by kind of request, counts, bytes on "
+          "this rank and seconds summed over requests. \"waited_for\": by rank, how often it was the last to become ready, "
+          "and how long this rank's requests had waited by then.")
       .def(
           "reset_stats", [](const PyEngine& e) { e.native->stats().reset(); }, "Count from here.")
       .def(
           "start_timeline",
           [](const PyEngine& e, const std::string& path, bool mark_cycles) { e.native->start_timeline(path, mark_cycles); },
           "path"_a, "mark_cycles"_a = false, py::call_guard<py::gil_scoped_release>(),
-          "Write what happens to every tensor to a Chrome trace, a file for each rank: {rank} in the path, or .rank3 before "
-          "its "
-          "extension. Raises InvalidArgumentError when it cannot be written or is on already.")
+          "Write what happens to every tensor to a Chrome trace, a file for each rank: {rank} in the path, or .rank3 "
+          "before its extension. Raises InvalidArgumentError when it cannot be written or is on already.")
       .def(
           "stop_timeline", [](const PyEngine& e) { e.native->stop_timeline(); }, py::call_guard<py::gil_scoped_release>(),
           "Complete the file.")

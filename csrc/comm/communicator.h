@@ -68,16 +68,17 @@ class Communicator {
   // rank 0, of the job or of a group, then waits for the others to leave too: up to `seconds` in all, not for each group.
   void leave(double seconds);
 
-  // For the engine, the only caller of its communicators, which waits for control messages of its own between operations.
-  // attend() throws what should end such a wait; end() ends the communicator with an error, and returns it in its final words.
-  // before_leaving(): `hook` is called when a communicator above this one is left, before anything of this one ends.
+  // For the engine, the only caller of its communicators, which waits for control messages of its own between operations:
   transport::Transport& transport() { return *world_->transport; }
-  void before_leaving(std::function<void()> hook);
+  void wake() { world_->bell().ring(); }
   // check_interrupt(), as from inside an operation: a signal handler may end this communicator, but not call or destroy it.
   void check_interrupt_inside() const;
-  void wake() { world_->bell().ring(); }
-  void attend() const;
-  std::exception_ptr end(std::exception_ptr error);
+  // Throws what should end a wait, such as `during`; of split(), too.
+  void attend(const std::string& during) const;
+  // Ends the communicator with an error, and returns it in its final words.
+  std::exception_ptr end(std::exception_ptr error, const std::string& during);
+  // `hook` is called when a communicator above this one is left, before anything of this one ends.
+  void before_leaving(std::function<void()> hook);
 
   virtual const char* name() const = 0;  // "shm", "shm+tcp", ...
   const transport::World& world() const { return *world_; }

@@ -6,7 +6,7 @@
 // faster in all. Under a hypervisor the distance changes from one second to the next. So every now and then everyone times
 // stores to lines that its neighbours have just read. Reading another process (process_vm_readv) costs system calls and work
 // for every page, but saves a copy: of operations that could do so, the way that is not taken is tried from time to time, for
-// every kind and size, by all ranks at once. docs/adr/0005, 0006.
+// every kind and size, by all ranks at once. docs/adr/0005, 0007.
 #pragma once
 
 #include <algorithm>

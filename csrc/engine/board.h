@@ -1,5 +1,5 @@
 // Who is ready for what: the table of one node of the tree over which readiness is gathered (rank 0, and the first rank of
-// each host). No input or output; the engine's thread calls it.
+// each host). No input or output; called by whoever drives the engine.
 //
 // An entry is complete when every rank of its process set that reports to this node is ready for it or has joined, and at least
 // one is ready.

@@ -13,10 +13,12 @@ namespace roundel::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kCheckPeriod{500};  // for stalls and timeouts
-constexpr double kPatience = 2;                         // seconds after which rank 0's better text for a timeout must have come
+constexpr double kPatience = 1;                         // seconds after which rank 0's better text for a timeout must have come
 constexpr double kHandOnEarly = 0.25;                   // of the stall time: a host tells who is ready though not all are
 constexpr double kCheckInterrupts = 0.05;               // seconds between looks for signals
 constexpr double kGoodbye = 1;                          // seconds for the last messages to leave
+
+const std::string kWait = "a wait for requests";
 
 thread_local const Engine* t_driven = nullptr;  // by a caller on this thread
 
@@ -122,7 +124,7 @@ bool Engine::disturbed() const {
   return closing_ || has_incoming_.load(std::memory_order_acquire) || comm_->world().monitor->troubled();
 }
 
-// One look at everything. False when there was nothing to do.
+// One look at everything. False when there was nothing to do. What has come is done before any trouble is told.
 bool Engine::round() {
   bool moved = take_submissions();
   while (auto message = mailbox_->receive()) {
@@ -130,6 +132,7 @@ bool Engine::round() {
     moved = true;
   }
   moved |= advance();
+  comm_->attend(kWait);
   return moved || comm_->transport().poll();
 }
 
@@ -188,7 +191,6 @@ void Engine::handle_reports(int from, std::string_view message) {
 }
 
 void Engine::look_around() {
-  comm_->attend();
   if (!departed_.empty()) refuse_departed();
   if (Clock::now() < next_check_) return;
   next_check_ = Clock::now() + kCheckPeriod;
@@ -208,7 +210,7 @@ void Engine::refuse_left() {
       if (std::find(joined_.begin(), joined_.end(), r) == joined_.end()) needed.push_back(r);
   comm_->transport().poll();
   std::erase_if(needed, [this](int rank) { return rank == rank_ || !comm_->transport().exhausted(rank); });
-  comm_->world().monitor->raise_if_left(needed, "a wait for requests");
+  comm_->world().monitor->raise_if_left(needed, kWait);
 }
 
 // A neighbour in the tree has left the job: that is well while nothing needs it.
@@ -272,7 +274,7 @@ void Engine::say_goodbye() {
   for (const int child : tree_.children) mailbox_->send(child, {});
   if (tree_.parent >= 0) mailbox_->send(tree_.parent, {});
   for (const Deadline limit = Deadline::after(kGoodbye); !mailbox_->flushed() && !limit.passed();) {
-    comm_->attend();
+    comm_->attend(kWait);
     if (!comm_->transport().poll()) comm_->transport().sleep(limit, [this] { return comm_->world().monitor->troubled(); });
   }
 }
@@ -289,11 +291,11 @@ void Engine::end() {
 void Engine::fail(std::exception_ptr error) {
   if (closing_) return end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
   try {  // what ended a process set may follow from what has befallen the job, which says more
-    if (executors_.size() > 1) comm_->world().monitor->await_trouble("a wait for requests");
+    if (executors_.size() > 1) comm_->world().monitor->await_trouble(kWait);
   } catch (const Error&) {
     error = std::current_exception();
   }
-  error = comm_->end(std::move(error));
+  error = comm_->end(std::move(error), kWait);
   end_sets(error);
   end_pending(error);
 }
@@ -308,7 +310,7 @@ void Engine::end_sets(const std::exception_ptr& error) {
   } catch (...) {
   }
   for (auto& [set, executor] : executors_)
-    if (set != 0) executor.comm().end(std::make_exception_ptr(Error(text)));
+    if (set != 0) executor.comm().end(std::make_exception_ptr(Error(text)), kWait);
 }
 
 void Engine::end_pending(const std::exception_ptr& error) {

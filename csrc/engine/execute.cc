@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "engine/timeline.h"
 
 namespace roundel::engine {
@@ -82,25 +83,12 @@ Output make_output(DType dtype, std::vector<int64_t> shape) {
 
 View view_of(const Output& output) { return {output.data.get(), count_of(output.shape), output.dtype}; }
 
-std::vector<int64_t> with_rows(std::vector<int64_t> shape, size_t rows) {
-  shape[0] = static_cast<int64_t>(rows);
-  return shape;
-}
-
 std::vector<size_t> times(std::vector<size_t> rows, size_t row) {
   for (size_t& n : rows) n *= row;
   return rows;
 }
 
 }  // namespace
-
-size_t row_of(const std::vector<int64_t>& shape) {
-  size_t count = 1;
-  for (size_t d = 1; d < shape.size(); ++d) count *= static_cast<size_t>(shape[d]);
-  return count;
-}
-
-size_t count_of(const std::vector<int64_t>& shape) { return shape.empty() ? 1 : static_cast<size_t>(shape[0]) * row_of(shape); }
 
 void Executor::run(std::vector<Work>& works) {
   for (Work& work : works) {

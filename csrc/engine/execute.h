@@ -73,8 +73,4 @@ class Executor {
   std::vector<std::unique_ptr<std::byte[]>> scratch_;  // of a rank that has joined
 };
 
-// Elements of a tensor; those of one row, with dimension 0 left out.
-size_t count_of(const std::vector<int64_t>& shape);
-size_t row_of(const std::vector<int64_t>& shape);
-
 }  // namespace roundel::engine

@@ -1,5 +1,5 @@
 // Control messages of any length between the engines of neighbours in the tree, in order, over the communicator's transport.
-// Called by the engine's thread only. A message travels as a head of fixed size, which holds short ones whole, and the rest.
+// Called by whoever drives the engine. A message travels as a head of fixed size, which holds short ones whole, and the rest.
 #pragma once
 
 #include <deque>

@@ -305,12 +305,13 @@ else:
     "one loss ends all process sets": (
         """
 left, right = e.add_process_set([0, 1]).wait(), e.add_process_set([1, 2]).wait()
+ends = {}
 def loop(name, number):
     try:
         while True:
             ready(name, process_set=number).wait()
-    except roundel.PeerLostError as error:
-        assert 2 in error.ranks, error
+    except Exception as error:
+        ends[name] = error
 threads = [threading.Thread(target=loop, args=a) for a in [("l", left)][: rank < 2] + [("r", right)][: rank > 0]]
 began = time.monotonic()
 [t.start() for t in threads]
@@ -319,6 +320,23 @@ if rank == 2:
     os.kill(os.getpid(), signal.SIGKILL)  # killed
 [t.join() for t in threads]
 assert time.monotonic() - began < 5
+assert all(isinstance(end, roundel.PeerLostError) and 2 in end.ranks for end in ends.values()), ends
+""",
+        {},
+    ),
+    "a loss of another rank is noticed after a request that did not need it": (
+        """
+left = e.add_process_set([0, 1]).wait()
+if rank == 2:
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+large, began = np.ones(1 << 23), time.monotonic()
+try:
+    while time.monotonic() - began < 10:  # most of the time inside an operation, which rank 2 has no part in
+        e.allreduce([large], op=0, name="large", process_set=left).wait()
+    raise SystemExit("no error")
+except roundel.PeerLostError as error:
+    assert 2 in error.ranks, error
 """,
         {},
     ),
