@@ -11,6 +11,7 @@
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/calls.h"
+#include "bind/fast.h"
 #include "bind/handle.h"
 
 namespace py = pybind11;
@@ -168,6 +169,17 @@ struct PyEngine {
     return start(std::move(draft), std::move(results), &same);
   }
 
+  // The commonest request, without lists.
+  EngineHandle allreduce_in_place(const py::object& x, int op, double prescale, double postscale, const std::string& name,
+                                  int set) const {
+    Draft draft(Kind::AllReduce, name, static_cast<uint32_t>(set), -1);
+    draft.reduces(op, prescale, postscale);
+    Array array = to_array(x, true, "allreduce's array");
+    draft.add_out({array.view, {}, {}});
+    draft.add(std::move(array), false);
+    return start(std::move(draft), x, &same);
+  }
+
   EngineHandle allgather(const py::list& xs, const std::string& name, uint32_t set, int device) const {
     Draft draft(Kind::AllGather, name, set, device);
     for (const py::handle x : xs) draft.add(to_array(x, false, "allgather's input"), true);
@@ -222,18 +234,19 @@ void bind_engine(py::module_& m) {
       .def("wait", &EngineHandle::wait, "Block until the request is done; return its result or raise its error.");
 
   const int sum = static_cast<int>(ReduceOp::Sum);
-  py::class_<PyEngine>(m, "Engine",
-                       "Named requests, from any thread and in any order, agreed between the ranks of a job.\n\n"
-                       "Every method starts a request and returns a handle. Arrays as for Communicator; they belong to the\n"
-                       "request until it is done. An empty name is made up: counted per kind and process set. device: -1, or\n"
-                       "the index of the GPU that the caller's tensors are on.\n"
-                       "Raises InvalidArgumentError and DuplicateNameError at once; MismatchError, on all ranks and the job\n"
-                       "goes on, from wait(); PeerLostError, TimeoutError etc. end the engine.")
-      .def(py::init([](const Calls& comm) {
-             const py::gil_scoped_release unlocked;
-             return PyEngine{engine::Engine::open(*comm.native)};
-           }),
-           "communicator"_a, "All ranks of the communicator together.")
+  py::class_<PyEngine> cls(
+      m, "Engine",
+      "Named requests, from any thread and in any order, agreed between the ranks of a job.\n\n"
+      "Every method starts a request and returns a handle. Arrays as for Communicator; they belong to the\n"
+      "request until it is done. An empty name is made up: counted per kind and process set. device: -1, or\n"
+      "the index of the GPU that the caller's tensors are on.\n"
+      "Raises InvalidArgumentError and DuplicateNameError at once; MismatchError, on all ranks and the job\n"
+      "goes on, from wait(); PeerLostError, TimeoutError etc. end the engine.");
+  cls.def(py::init([](const Calls& comm) {
+            const py::gil_scoped_release unlocked;
+            return PyEngine{engine::Engine::open(*comm.native)};
+          }),
+          "communicator"_a, "All ranks of the communicator together.")
       .def("allreduce", &PyEngine::allreduce, "xs"_a, "outs"_a = py::none(), "op"_a = sum, py::kw_only(), "prescale"_a = 1.0,
            "postscale"_a = 1.0, "name"_a = "", "process_set"_a = 0, "device"_a = -1,
            "Reduce a list of arrays over ranks, all or none. wait() returns a list. op 5 is Adasum.")
@@ -275,6 +288,17 @@ void bind_engine(py::module_& m) {
       .def(
           "close", [](const PyEngine& e) { e.native->close(); }, py::call_guard<py::gil_scoped_release>(),
           "End what is pending and leave.");
+
+  const auto in_place = [](const PyEngine& e, const py::object& x, int op, double prescale, double postscale,
+                           const std::string& name, int set) -> py::object {
+    return py::cast(e.allreduce_in_place(x, op, prescale, postscale, name, set));
+  };
+  const auto with_fast = [&cls, &in_place](const auto&... arguments) {
+    cls.def("allreduce_in_place", in_place, arguments..., "Reduce one array over ranks. wait() returns it.");
+    FastMethod<PyEngine, decltype(in_place), py::object, int, double, double, std::string, int>::put_before(
+        cls, "allreduce_in_place", in_place, arguments...);
+  };
+  with_fast("x"_a, "op"_a = sum, "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "", "process_set"_a = 0);
 }
 
 }  // namespace roundel::bind

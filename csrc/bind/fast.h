@@ -68,6 +68,17 @@ class FastMethod {
     to = static_cast<int>(value);
     return overflow == 0 && to == value;
   }
+  static bool read(PyObject* from, double& to) {
+    to = PyFloat_CheckExact(from) ? PyFloat_AS_DOUBLE(from) : 0;
+    return PyFloat_CheckExact(from);
+  }
+  static bool read(PyObject* from, std::string& to) {
+    Py_ssize_t bytes = 0;
+    const char* text = PyUnicode_CheckExact(from) ? PyUnicode_AsUTF8AndSize(from, &bytes) : nullptr;
+    if (text == nullptr) return PyErr_Clear(), false;
+    to.assign(text, static_cast<size_t>(bytes));
+    return true;
+  }
   template <class T>
   static bool read(PyObject* from, std::optional<T>& to) {
     to.reset();

@@ -72,7 +72,7 @@ Communicator::Communicator(std::shared_ptr<transport::World> world)
 Communicator::~Communicator() {
   close();
   if (fused_ != nullptr) release(fused_);
-  if (!failed_) say_goodbye();  // dropped without leave(): that is no reason for others to fail
+  say_goodbye();  // dropped without leave(): that is no reason for others to fail, nor one more rank lost where all have failed
 }
 
 std::byte* Communicator::allocate(size_t bytes) {

@@ -465,6 +465,7 @@ void Monitor::raise_if_left(const std::vector<int>& needed, const std::string& d
       if (left_[static_cast<size_t>(rank)]) gone.push_back(rank);
   }
   if (gone.empty()) return;
+  await_trouble(during);  // perhaps they left because of it
   throw PeerLost(format("rank %d: rank %s left the job (shutdown) while %s still needed it", identity_.rank,
                         join_ranks(gone).c_str(), during.c_str()),
                  gone, identity_.epoch, during);

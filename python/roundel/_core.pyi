@@ -235,6 +235,10 @@ class Engine:
         """
         Reduce a list of arrays over ranks, all or none. wait() returns a list. op 5 is Adasum.
         """
+    def allreduce_in_place(self, x: typing.Any, op: typing.SupportsInt | typing.SupportsIndex = 0, prescale: typing.SupportsFloat | typing.SupportsIndex = 1.0, postscale: typing.SupportsFloat | typing.SupportsIndex = 1.0, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0) -> typing.Any:
+        """
+        Reduce one array over ranks. wait() returns it.
+        """
     def alltoall(self, x: typing.Any, splits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None, *, name: str = '', process_set: typing.SupportsInt | typing.SupportsIndex = 0, device: typing.SupportsInt | typing.SupportsIndex = -1) -> EngineHandle:
         """
         splits[i] rows go to the set's rank i; evenly without. wait() returns the new array and the rows from each rank.

@@ -15,7 +15,18 @@ from roundel.ops import ReduceOp
 from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch.compression import Compression, Compressor
 from roundel.torch.handles import Handle, waits_for
-from roundel.torch.staging import Staged, check_tensors, choose_op, device_of, give_all, number_of, stage, stage_all
+from roundel.torch.staging import (
+    Staged,
+    changed,
+    check_tensors,
+    choose_op,
+    device_of,
+    give_all,
+    is_used_itself,
+    number_of,
+    stage,
+    stage_all,
+)
 
 __all__ = [
     "Reduction",
@@ -97,8 +108,13 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
     """Start allreduce_(); the tensor belongs to the operation until it is done."""
-    how = Reduction(choose_op(average, op, "allreduce_"), name or "", prescale_factor, postscale_factor, process_set)
+    op = choose_op(average, op, "allreduce_")
+    if is_used_itself(tensor, "allreduce_") and not tensor.requires_grad:  # the commonest: no detour for hundreds at once
+        number = number_of(process_set, "process_set")
+        start = world.engine().allreduce_in_place
+        return Handle(start(tensor, op, prescale_factor, postscale_factor, name or "", number), changed)
     staged = [stage(tensor, "allreduce_")]
+    how = Reduction(op, name or "", prescale_factor, postscale_factor, process_set)
     return _start(staged, how, True, _first(_written(staged)))
 
 

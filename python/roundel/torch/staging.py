@@ -15,7 +15,18 @@ from roundel.errors import InvalidArgumentError
 from roundel.ops import choose_op
 from roundel.process_sets import number_of
 
-__all__ = ["Staged", "check_tensors", "choose_op", "device_of", "give_all", "number_of", "stage", "stage_all"]
+__all__ = [
+    "Staged",
+    "changed",
+    "check_tensors",
+    "choose_op",
+    "device_of",
+    "give_all",
+    "is_used_itself",
+    "number_of",
+    "stage",
+    "stage_all",
+]
 
 
 def _check_tensor(tensor: object, what: str) -> torch.Tensor:
@@ -39,15 +50,28 @@ def check_tensors(tensors: Iterable[torch.Tensor], what: str) -> list[torch.Tens
     return tensors
 
 
+def is_used_itself(tensor: torch.Tensor, what: str) -> bool:
+    """Whether the core reads and writes this tensor's own memory. Raises InvalidArgumentError for what is no dense tensor."""
+    _check_tensor(tensor, what)
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def changed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, after the core has written to it: as with torch's own in-place operations, autograd refuses to use what it
+    saved of it."""
+    increment_version(tensor)
+    return tensor
+
+
 class Staged:
     """A caller's tensor and the buffer that stands for it in the core."""
 
     __slots__ = ("buffer", "is_copy", "tensor")
 
     def __init__(self, tensor: torch.Tensor, what: str) -> None:
-        self.tensor = _check_tensor(tensor, what)
+        self.tensor = tensor
+        self.is_copy = not is_used_itself(tensor, what)
         detached = tensor.detach() if tensor.requires_grad else tensor
-        self.is_copy = not (tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg())
         if not self.is_copy:
             self.buffer = detached
         elif tensor.is_cuda:
@@ -68,7 +92,7 @@ class Staged:
         if self.is_copy:
             self.tensor.detach().copy_(self.buffer, non_blocking=self.tensor.is_cuda)
         else:
-            increment_version(self.buffer)  # as torch's own in-place operations do: autograd refuses to use what it saved of it
+            changed(self.buffer)
         return self.tensor
 
 
