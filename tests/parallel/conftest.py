@@ -28,6 +28,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("comm", teams, ids=ids, indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(items):
+    """Where tests run in two processes (`make test`), a team's stay in one of them, and so do those that make network hosts."""
+    for item in items:
+        if (callspec := getattr(item, "callspec", None)) and "comm" in callspec.params:
+            item.add_marker(pytest.mark.xdist_group("-".join(map(str, callspec.params["comm"]))))
+        elif hasattr(item.module, "NetLab") or hasattr(item.module, "make_lab"):
+            item.add_marker(pytest.mark.xdist_group("network hosts"))
+
+
 @pytest.fixture(scope="session")
 def comm(request):
     transport, size = request.param

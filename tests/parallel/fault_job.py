@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from nursery import Rank
 from team import free_port, rank_environment
 
 RANK = str(Path(__file__).parent / "fault_rank.py")
@@ -52,10 +53,11 @@ class FaultJob:
             settings |= (env or {}) | (env_of or {}).get(rank, {})
             if lab:
                 settings["ROUNDEL_RENDEZVOUS"] = f"{lab.address(places[0])}:{port}"
+            start = subprocess.Popen if before else Rank
             command = [*before, sys.executable, RANK, program, *map(str, arguments)]
             with open(self.logs[rank], "wb") as log:
                 kw = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "env": settings, "text": True}
-                self.processes.append(lab.popen(places[rank], command, **kw) if lab else subprocess.Popen(command, **kw))
+                self.processes.append(lab.popen(places[rank], command, **kw) if lab else start(command, **kw))
 
     def __enter__(self) -> FaultJob:
         return self

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from nursery import Rank
+
 WATCHDOG_SECONDS = 90
 HERE = Path(__file__).parent
 
@@ -89,7 +91,7 @@ class Team:
         for rank in range(self.size):
             env = rank_environment(rank, self.size, port, str(token_file), self.transport) | self.extra_env
             self.processes.append(
-                subprocess.Popen(
+                Rank(
                     [sys.executable, str(HERE / "worker.py")],
                     env=env,
                     stdin=subprocess.PIPE,
