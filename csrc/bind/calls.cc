@@ -144,7 +144,7 @@ Call Calls::grouped_allreduce(const py::list& xs, int op, const py::object& outs
       fused = open.emplace(dtype, Call{reducing(OpKind::AllReduce, op, prescale, postscale, name, timeout), {}, {}}).first;
       fused->second.operation.in.dtype = fused->second.operation.out.dtype = dtype;
     }
-    fused->second.operation.fuse(call.operation, i);
+    fused->second.operation.fuse(call.operation.in, call.operation.out, call.operation.shape, i);
     for (py::object& object : call.keep) fused->second.keep.push_back(std::move(object));
   }
   for (auto& [dtype, call] : open) full.push_back(std::move(call));

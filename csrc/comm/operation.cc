@@ -51,14 +51,14 @@ size_t Operation::count() const {
   }
 }
 
-void Operation::fuse(const Operation& member, size_t position) {
+void Operation::fuse(const View& from, const View& to, const std::vector<int64_t>& of_shape, size_t position) {
   if (members.empty()) shape.push_back(kFused);
-  members.emplace_back(member.in, member.out);
-  in.count += member.in.count;
-  out.count += member.out.count;
+  members.emplace_back(from, to);
+  in.count += from.count;
+  out.count += to.count;
   shape.push_back(static_cast<int64_t>(position));
-  shape.push_back(static_cast<int64_t>(member.shape.size()));
-  shape.insert(shape.end(), member.shape.begin(), member.shape.end());
+  shape.push_back(static_cast<int64_t>(of_shape.size()));
+  shape.insert(shape.end(), of_shape.begin(), of_shape.end());
 }
 
 kernels::Finish Operation::finish(int size) const {

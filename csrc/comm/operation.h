@@ -48,9 +48,9 @@ struct Operation {
   Signature signature;
   Deadline deadline;
 
-  // Adds an all-reduce of the same op and scales, the `position`-th of its call, to this one. The positions are part of what
-  // ranks must agree on.
-  void fuse(const Operation& member, size_t position);
+  // Adds an all-reduce of the same op, scales and dtype, the `position`-th of its call, to this one. The positions are part of
+  // what ranks must agree on.
+  void fuse(const View& from, const View& to, const std::vector<int64_t>& shape, size_t position);
   bool sends_data() const { return kind == OpKind::PointToPoint && in.data != nullptr; }
   DType dtype() const;
   size_t count() const;  // the elements that all ranks agree on; of an AllToAllV there is no such number

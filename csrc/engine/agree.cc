@@ -1,5 +1,6 @@
 // How what this node knows turns into reports to its parent, or, on rank 0, into announcements, and what these do.
 #include <algorithm>
+#include <iterator>
 
 #include "base/error.h"
 #include "comm/split.h"
@@ -56,9 +57,9 @@ void Engine::note_joined(int rank) {
 // Hands on what has become complete here. False when there was nothing.
 bool Engine::advance() {
   if (tree_.parent >= 0) {
-    const std::vector<Board::Entry> complete = board_.take_complete();
+    std::vector<Board::Entry> complete = board_.take_complete();
     std::vector<Board::Variant> variants;
-    for (const Board::Entry& entry : complete) variants.insert(variants.end(), entry.variants.begin(), entry.variants.end());
+    for (Board::Entry& entry : complete) std::move(entry.variants.begin(), entry.variants.end(), std::back_inserter(variants));
     report(variants);
     return !complete.empty();
   }
@@ -73,7 +74,7 @@ void Engine::report(const std::vector<Board::Variant>& variants) {
   Writer out;
   for (const Board::Variant& variant : variants) {
     if (variant.ranks.empty()) continue;
-    const bool all = variant.ranks.size() == board_.members_of(variant.request->request, tree_.reporting).size();
+    const bool all = variant.ranks.size() == board_.members(variant.request->request);
     out.number(all ? Report::ReadyAll : Report::Ready);
     put_request(out, variant.request, false);
     if (!all) out.list(variant.ranks);

@@ -33,6 +33,11 @@ std::vector<int> Board::members_of(const Request& request, const std::vector<int
   return found;
 }
 
+size_t Board::members(const Request& request) const {
+  const auto set = sets_.find(request.set);
+  return set != sets_.end() ? set->second.count : 0;
+}
+
 void Board::check(Entry& entry, const Set& set) {
   if (entry.queued || entry.covered < set.count) return;
   entry.queued = true;

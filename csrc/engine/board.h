@@ -47,6 +47,9 @@ class Board {
   // Those of `ranks` that are in the request's set.
   std::vector<int> members_of(const Request& request, const std::vector<int>& ranks) const;
 
+  // How many ranks of the request's set report here.
+  size_t members(const Request& request) const;
+
   void ready(const SharedRequest& request, const std::vector<int>& ranks);
   void join(int rank);
   bool all_joined() const { return joined_count_ == reporting_.size(); }

@@ -14,7 +14,8 @@ namespace roundel::engine {
 
 class Writer {
  public:
-  explicit Writer(size_t expected_bytes = 0) { text_.reserve(expected_bytes); }
+  Writer() = default;
+  explicit Writer(std::string memory) : text_(std::move(memory)) { text_.clear(); }
   template <class T>
   void number(T value) {
     static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);

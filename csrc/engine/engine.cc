@@ -163,10 +163,10 @@ std::string Engine::next_name(Kind kind, uint32_t set) {
 }
 
 // With mutex_ held. What ranks have agreed on before has a number, which is kept with it.
-SharedRequest Engine::seal(Request request) const {
-  auto sealed = std::make_shared<Sealed>(std::move(request));
-  const auto known = numbered_.find(sealed->encoded);
-  return known != numbered_.end() ? known->second : sealed;
+SharedRequest Engine::seal(Request request) {
+  encode(request, encoded_);
+  const auto known = numbered_.find(encoded_);
+  return known != numbered_.end() ? known->second : std::make_shared<Sealed>(std::move(request), encoded_);
 }
 
 std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {

@@ -69,7 +69,7 @@ class Engine {
   // engine.cc: callers' side
   void validate(const Request& request, const Buffers& buffers) const;
   std::vector<size_t> even_splits(const Request& request, size_t rows) const;
-  SharedRequest seal(Request request) const;
+  SharedRequest seal(Request request);
   std::string next_name(Kind kind, uint32_t set);
 
   // drive.cc: whoever drives
@@ -128,6 +128,7 @@ class Engine {
   std::map<std::pair<Kind, uint32_t>, uint64_t> unnamed_;
   std::exception_ptr failure_;
   bool joining_ = false;
+  std::string encoded_;  // memory that seal() uses again
 
   std::atomic<bool> has_incoming_{false}, closing_{false};
   std::mutex close_mutex_;

@@ -27,8 +27,9 @@ Operation operation_for(OpKind kind, const Request& request) {
   return o;
 }
 
-bool go_together(const Operation& a, const Operation& b) {
-  return a.op == b.op && a.prescale == b.prescale && a.postscale == b.postscale && a.in.dtype == b.in.dtype;
+bool goes_with(const Operation& o, const Request& request, DType dtype) {
+  return o.op == static_cast<ReduceOp>(request.op) && o.prescale == request.prescale && o.postscale == request.postscale &&
+         o.in.dtype == dtype;
 }
 
 template <class T>
@@ -162,35 +163,34 @@ void Executor::add_allreduce(Work& work) {
   work.parts_left = tensors.size();
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto [in, out] = views_of(work, i);
-    Fused alone;
-    alone.operation = operation_for(OpKind::AllReduce, work.request());
-    alone.operation.in = in;
-    alone.operation.out = out;
-    alone.operation.shape = tensors[i].shape;
-    if (in.bytes() >= kAlone || in.bytes() > fusion_bytes_) {
-      alone.works.push_back(&work);
-      flush(alone);
-      continue;
-    }
-    const auto fits = [&](const Fused& fused) { return go_together(fused.operation, alone.operation); };
-    auto fused = std::find_if(open_.begin(), open_.end(), fits);
+    const bool alone = in.bytes() >= kAlone || in.bytes() > fusion_bytes_;
+    const auto fits = [&, dtype = in.dtype](const Fused& open) { return goes_with(open.operation, work.request(), dtype); };
+    auto fused = alone ? open_.end() : std::find_if(open_.begin(), open_.end(), fits);
     if (fused != open_.end() && fused->operation.bytes() + in.bytes() > fusion_bytes_) {
       flush(*fused);
       open_.erase(fused);
       fused = open_.end();
     }
     if (fused == open_.end()) {
-      alone.works.push_back(&work);
-      open_.push_back(std::move(alone));
+      Fused begun;
+      begun.operation = operation_for(OpKind::AllReduce, work.request());
+      begun.operation.in = in;
+      begun.operation.out = out;
+      begun.operation.shape = tensors[i].shape;
+      begun.works.push_back(&work);
+      if (alone)
+        flush(begun);
+      else
+        open_.push_back(std::move(begun));
       continue;
     }
     if (fused->works.size() == 1) {  // no longer alone: the first becomes a member too
-      Operation first = std::move(fused->operation);
+      const Operation first = std::move(fused->operation);
       fused->operation = operation_for(OpKind::AllReduce, fused->works.front()->request());
       fused->operation.in.dtype = fused->operation.out.dtype = first.in.dtype;
-      fused->operation.fuse(first, 0);
+      fused->operation.fuse(first.in, first.out, first.shape, 0);
     }
-    fused->operation.fuse(alone.operation, fused->works.size());
+    fused->operation.fuse(in, out, tensors[i].shape, fused->works.size());
     fused->works.push_back(&work);
   }
   if (tensors.empty()) done_(work);

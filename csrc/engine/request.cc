@@ -10,8 +10,8 @@ const char* name_of(Kind kind) {
   return names[static_cast<int>(kind)];
 }
 
-std::string encode(const Request& request) {
-  Writer out(64 + request.name.size() + 48 * request.tensors.size());
+void encode(const Request& request, std::string& to) {
+  Writer out(std::move(to));
   out.number(request.set);
   out.number(request.kind);
   out.text(request.name);
@@ -26,7 +26,14 @@ std::string encode(const Request& request) {
     out.list(tensor.shape);
   }
   out.list(request.ranks);
-  return out.take();
+  to = out.take();
+}
+
+std::string encode(const Request& request) {
+  std::string encoded;
+  encoded.reserve(64 + request.name.size() + 48 * request.tensors.size());
+  encode(request, encoded);
+  return encoded;
 }
 
 Request decode(std::string_view encoded) {
@@ -65,7 +72,7 @@ std::string_view key_of(std::string_view encoded) {
 
 }  // namespace
 
-Sealed::Sealed(Request from) : request(std::move(from)), encoded(encode(request)), key(key_of(encoded)) {}
+Sealed::Sealed(Request from, std::string text) : request(std::move(from)), encoded(std::move(text)), key(key_of(encoded)) {}
 Sealed::Sealed(std::string_view from) : request(decode(from)), encoded(from), key(key_of(encoded)) {}
 
 namespace {

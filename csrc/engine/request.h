@@ -37,9 +37,14 @@ struct Request {
   std::vector<int> ranks;  // AddSet
 };
 
+std::string encode(const Request& request);
+void encode(const Request& request, std::string& to);  // in its memory
+Request decode(std::string_view encoded);
+
 // A request in its final form.
 struct Sealed {
-  explicit Sealed(Request from);
+  Sealed(Request from, std::string encoded);
+  explicit Sealed(Request from) : Sealed(from, encode(from)) {}
   explicit Sealed(std::string_view from);  // throws CorruptFrame where that is no encoded request
   const Request request;
   const std::string encoded;
@@ -49,9 +54,6 @@ struct Sealed {
   static constexpr uint32_t kNoNumber = ~0u;
 };
 using SharedRequest = std::shared_ptr<Sealed>;
-
-std::string encode(const Request& request);
-Request decode(std::string_view encoded);
 
 // "allreduce of float32 (3, 4), sum", and "allreduce 'fc.weight'".
 std::string describe(const Request& request);
