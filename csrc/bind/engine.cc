@@ -133,11 +133,11 @@ struct Draft {
     if (rows_differ) buffers.rows.push_back(static_cast<size_t>(std::exchange(in.shape[0], -1)));
     request.tensors.push_back({in.view.dtype, std::move(in.shape)});
     buffers.in.push_back(in.view);
-    keep.push_back(std::move(in.keep));
+    if (in.keep) keep.push_back(std::move(in.keep));
   }
   void add_out(Array out) {
     buffers.out.push_back(out.view);
-    keep.push_back(std::move(out.keep));
+    if (out.keep) keep.push_back(std::move(out.keep));
   }
 };
 
@@ -175,6 +175,7 @@ struct PyEngine {
     Draft draft(Kind::AllReduce, name, static_cast<uint32_t>(set), -1);
     draft.reduces(op, prescale, postscale);
     Array array = to_array(x, true, "allreduce's array");
+    if (array.keep.is(x)) array.keep = {};  // the handle has it
     draft.add_out({array.view, {}, {}});
     draft.add(std::move(array), false);
     return start(std::move(draft), x, &same);
