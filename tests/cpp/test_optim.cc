@@ -1,0 +1,2 @@
+// kernels/optim: placeholder for the first build.
+#include "check.h"
