@@ -6,7 +6,18 @@ torch's formulas are those of torch.optim's documentation, Keras's those of kera
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small steps: torch's threads would only wait for each other, long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 ZERO_STATES = {
     "sgd": ("momentum_buffer",),
@@ -34,7 +45,7 @@ def step(rule: str, group: dict, p: torch.Tensor, g: torch.Tensor, state: dict) 
         g = -g
     state["t"] += 1
     lr, decay = group["lr"], group["weight_decay"]
-    if keras or rule == "lion" or (rule == "adam" and group.get("decoupled_weight_decay")):
+    if (keras and rule != "lars") or rule == "lion" or (rule == "adam" and group.get("decoupled_weight_decay")):
         p = p - lr * decay * p
     elif rule in ("sgd", "adam", "rmsprop", "adagrad"):
         g = g + decay * p
@@ -104,7 +115,7 @@ def _lamb(h: dict, p: torch.Tensor, g: torch.Tensor, s: dict, keras: bool) -> to
 
 
 def _lars(h: dict, p: torch.Tensor, g: torch.Tensor, s: dict, keras: bool) -> torch.Tensor:
-    lr, momentum, decay = h["lr"], h["momentum"], 0 if keras else h["weight_decay"]
+    lr, momentum, decay = h["lr"], h["momentum"], h["weight_decay"]  # Keras has no LARS: the paper's, lr inside the buffer
     norm, length = p.norm(), g.norm()
     rate = h["trust_coefficient"] * norm / (length + decay * norm + h["eps"]) if norm > 0 and length > 0 else 1.0
     d = rate * (g + decay * p)

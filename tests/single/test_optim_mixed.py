@@ -8,6 +8,7 @@ import math
 import pytest
 import roundel.optim
 import torch
+from optim_reference import one_thread  # noqa: F401
 from roundel.errors import InvalidArgumentError, RoundelError
 from torch import nn
 

@@ -13,6 +13,7 @@ import optim_reference as reference
 import pytest
 import roundel.optim
 import torch
+from optim_reference import one_thread  # noqa: F401
 
 DRAWS, STEPS = 50, 20
 SHAPES = [(7,), (4, 5), (33,), (3, 2, 4), (1,), (70,)]  # two to a group

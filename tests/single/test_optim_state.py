@@ -9,6 +9,7 @@ import pickle
 import pytest
 import roundel.optim
 import torch
+from optim_reference import one_thread  # noqa: F401
 from roundel.errors import InvalidArgumentError
 
 CASES = {

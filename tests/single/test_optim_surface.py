@@ -7,6 +7,7 @@ import inspect
 import pytest
 import roundel.optim
 import torch
+from optim_reference import one_thread  # noqa: F401
 from roundel.errors import InvalidArgumentError
 from torch import nn
 

@@ -37,6 +37,8 @@ class Rule:
     def chosen(self, group: dict[str, Any], stochastic: bool) -> dict[str, Any]:
         """The plan's options for this group."""
         choices: dict[str, Any] = {option: bool(group[entry]) for option, entry in self.choices}
+        if "nesterov" in choices:
+            choices["nesterov"] &= choices["momentum"]
         choices["maximize"] = bool(group["maximize"])
         choices["semantics"] = group["semantics"]
         choices["rounding"] = "stochastic" if stochastic else "nearest"
