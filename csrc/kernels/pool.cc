@@ -1,7 +1,14 @@
-// A helper takes part in a call only if it comes while there are items left; the caller waits for those who take part, and so
-// never for a thread that is not scheduled. A forked child has no helpers: it makes itself a new pool, and leaks the old one.
+// Where the process has an OpenMP runtime with GCC's entry points (torch brings one), its team is borrowed: its threads spin
+// for some milliseconds after torch's last operation, and threads of our own would have to wait for their processors meanwhile.
+// Otherwise, and in a forked child, where OpenMP's threads are missing, there is a pool of our own.
+//
+// The pool: a helper takes part in a call only if it comes while there are items left; the caller waits for those who take
+// part, and so never for a thread that is not scheduled. A forked child has no helpers: it makes itself a new pool, and leaks
+// the old one.
 #include "kernels/pool.h"
 
+#include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -10,7 +17,9 @@
 #include <atomic>
 #include <cfenv>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 
@@ -26,7 +35,45 @@ struct Call {
   void work() {
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
   }
+
+  // On a thread of somebody else's.
+  void work_and_restore() {
+    std::fenv_t before;
+    std::fegetenv(&before);
+    std::fesetenv(&environment);
+    work();
+    std::fesetenv(&before);
+  }
 };
+
+std::atomic<bool> g_forked{false};
+
+using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+// GOMP_parallel of the runtime that is loaded already, torch's if there are several.
+Parallel find_openmp() {
+  std::string found;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto& name = *static_cast<std::string*>(data);
+        const char* base = std::strrchr(info->dlpi_name, '/');
+        if (base == nullptr) return 0;
+        const bool openmp = std::strncmp(base, "/libgomp", 8) == 0 || std::strncmp(base, "/libomp", 7) == 0 ||
+                            std::strncmp(base, "/libiomp5", 9) == 0;
+        if (openmp && (name.empty() || std::strstr(info->dlpi_name, "torch") != nullptr)) name = info->dlpi_name;
+        return 0;
+      },
+      &found);
+  void* library = found.empty() ? nullptr : ::dlopen(found.c_str(), RTLD_NOLOAD | RTLD_LAZY);
+  return library == nullptr ? nullptr : reinterpret_cast<Parallel>(::dlsym(library, "GOMP_parallel"));
+}
+
+bool run_by_openmp(Call& call, int threads) {
+  static const Parallel parallel = find_openmp();
+  if (parallel == nullptr || g_forked) return false;
+  parallel([](void* data) { static_cast<Call*>(data)->work_and_restore(); }, &call, static_cast<unsigned>(threads), 0);
+  return true;
+}
 
 class Pool {
  public:
@@ -35,7 +82,6 @@ class Pool {
     const std::unique_lock one_at_a_time(calls_, std::try_to_lock);
     if (!one_at_a_time.owns_lock()) return false;
     start(helpers);
-    std::fegetenv(&call.environment);
     {
       const std::lock_guard lock(mutex_);
       call_ = &call;
@@ -88,8 +134,6 @@ class Pool {
 std::atomic<Pool*> g_pool{nullptr};
 
 Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { g_pool = nullptr; });
-  (void)registered;
   if (Pool* there = g_pool.load(std::memory_order_acquire)) return *there;
   Pool* none = nullptr;
   auto* made = new Pool;  // never ends, as its threads do not
@@ -108,9 +152,15 @@ int default_threads() {
 }
 
 void parallel_for(size_t items, int threads, const std::function<void(size_t)>& body) {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    g_forked = true;
+    g_pool = nullptr;
+  });
+  (void)registered;
   Call call{body, items, {}};
-  const auto helpers = static_cast<int>(items < static_cast<size_t>(threads) ? items : static_cast<size_t>(threads)) - 1;
-  if (helpers <= 0 || !pool().run(call, helpers)) call.work();
+  std::fegetenv(&call.environment);
+  const bool alone = items <= 1 || threads <= 1;
+  if (alone || !(run_by_openmp(call, threads) || pool().run(call, threads - 1))) call.work();
 }
 
 }  // namespace roundel::kernels

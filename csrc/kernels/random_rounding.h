@@ -35,9 +35,15 @@ HOST_DEVICE Bits mixed32(Bits x) {
 
 // 32 random bits for each of the elements at `index`, whose upper halves are in the key (see random_key_at).
 template <class Bits>
-HOST_DEVICE Bits random_bits(uint64_t key, uint32_t stream, Bits index) {
-  const Bits first = mixed32(index ^ static_cast<uint32_t>(key));
-  return mixed32(first ^ (static_cast<uint32_t>(key >> 32) + stream * 0x9e3779b9u));
+HOST_DEVICE Bits random_bits(uint64_t key, Bits index) {
+  return mixed32(index ^ static_cast<uint32_t>(key)) ^ static_cast<uint32_t>(key >> 32);
+}
+
+// Of these, what one stream of the element uses: bits enough in the lower half.
+template <class Bits>
+HOST_DEVICE Bits random_bits_of(Bits random, uint32_t stream) {
+  const Bits mixed = (random ^ (stream * 0x9e3779b9u)) * 0x21f0aaadu;
+  return mixed ^ (mixed >> 16);
 }
 
 // The key for elements from `index` on, for as long as the upper half of their index stays.

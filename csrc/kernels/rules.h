@@ -120,7 +120,7 @@ struct RmsProp {
     if (!o.momentum)
       p = p + g * c.rate / scale;
     else if (o.keras)
-      p = p + (s[1] = s[1] * c.momentum + g * c.rate / scale);
+      p = p - (s[1] = s[1] * c.momentum - g * c.rate / scale);
     else
       p = Math<T>::fused(s[1] = s[1] * c.momentum + g / scale, Math<T>::splat(c.rate), p);
   }

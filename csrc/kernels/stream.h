@@ -27,6 +27,19 @@ T* at(const Stream& stream, size_t i) {
   for (size_t lane = 0; lane < kWidth; ++lane) to[lane] = static_cast<double>(x[lane]);
 }
 
+HOST_DEVICE Floats load_float(const Stream& stream, size_t i) {
+  return *reinterpret_cast<const UnalignedFloats*>(at<float>(stream, i));
+}
+HOST_DEVICE Floats load_bfloat16(const Stream& stream, size_t i) {
+  return BFloat16Register::load(at<const uint16_t>(stream, i));
+}
+HOST_DEVICE void store_float(const Stream& stream, size_t i, Floats x) {
+  *reinterpret_cast<UnalignedFloats*>(at<float>(stream, i)) = x;
+}
+HOST_DEVICE void store_bfloat16(const Stream& stream, size_t i, Floats x) {
+  BFloat16Register::store(at<uint16_t>(stream, i), x);
+}
+
 // A register of elements from i on.
 template <class T>
 HOST_DEVICE T load(const Stream& stream, size_t i);
@@ -35,11 +48,11 @@ template <>
 HOST_DEVICE Floats load<Floats>(const Stream& stream, size_t i) {
   switch (stream.dtype) {
     case DType::Float32:
-      return *reinterpret_cast<const UnalignedFloats*>(at<float>(stream, i));
+      return load_float(stream, i);
     case DType::Float16:
       return Float16Register::load(at<const uint16_t>(stream, i));
     case DType::BFloat16:
-      return BFloat16Register::load(at<const uint16_t>(stream, i));
+      return load_bfloat16(stream, i);
     default:
       return load_doubles(at<const double>(stream, i));
   }
@@ -62,12 +75,11 @@ HOST_DEVICE double load<double>(const Stream& stream, size_t i) {
 HOST_DEVICE void store(const Stream& stream, size_t i, Floats x) {
   switch (stream.dtype) {
     case DType::Float32:
-      *reinterpret_cast<UnalignedFloats*>(at<float>(stream, i)) = x;
-      return;
+      return store_float(stream, i, x);
     case DType::Float16:
       return Float16Register::store(at<uint16_t>(stream, i), x);
     case DType::BFloat16:
-      return BFloat16Register::store(at<uint16_t>(stream, i), x);
+      return store_bfloat16(stream, i, x);
     default:
       return store_doubles(at<double>(stream, i), x);
   }
