@@ -109,6 +109,7 @@ class GroupPlans:
     def __init__(self, rule: Rule, group: dict[str, Any], choices: dict[str, Any], state: dict, options: Options) -> None:
         self._rule, self._group, self._choices, self._state, self._options = rule, group, choices, state, options
         self._params = list(group["params"])
+        self._places = list(map(torch.Tensor.data_ptr, self._params))
         self._by_pattern: dict[bytes, list[Batch]] = {}
 
     def still_right(self, group: dict[str, Any], choices: dict[str, Any], state: dict) -> bool:
@@ -120,6 +121,7 @@ class GroupPlans:
             and choices == self._choices
             and len(params) == len(self._params)
             and all(map(is_, params, self._params))
+            and list(map(torch.Tensor.data_ptr, params)) == self._places  # p.data = other gives a parameter other memory
         )
 
     def batches(self) -> list[tuple[Batch, list[torch.Tensor]]]:
