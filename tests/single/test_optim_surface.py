@@ -102,6 +102,22 @@ def test_parameters_without_gradient_are_left_alone():
     assert optimizer.state[net[2].weight]["step"] == 5
 
 
+def test_gradients_may_come_in_ever_other_sets():
+    """As with experts that take turns: more sets than plans are kept."""
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(3)) for _ in range(6)] for _ in range(2))
+    optimizers = roundel.optim.AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)
+    for _ in range(2):
+        for pattern in range(64):
+            grads = [torch.randn(3, generator=random) if pattern >> i & 1 else None for i in range(6)]
+            for params, optimizer in zip((ours, theirs), optimizers, strict=True):
+                for p, grad in zip(params, grads, strict=True):
+                    p.grad = grad
+                optimizer.step()
+    assert all(torch.allclose(p, q, rtol=1e-5, atol=1e-6) for p, q in zip(ours, theirs, strict=True))
+    assert len(optimizers[0]._plans[0]._by_pattern) == roundel.optim.plans.MOST_PATTERNS
+
+
 def test_groups_can_be_added_and_options_changed_in_mid_training():
     nets = model(), model()
     for module, net in zip((torch.optim, roundel.optim), nets, strict=True):

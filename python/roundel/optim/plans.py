@@ -21,6 +21,8 @@ from roundel.optim.options import Options
 
 __all__ = ["Batch", "GroupPlans", "Rule"]
 
+MOST_PATTERNS = 16  # sets of gradients whose plans are kept; experts that take turns could have any number
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -130,6 +132,8 @@ class GroupPlans:
         pattern = bytes(map(is_not, grads, repeat(None)))
         found = self._by_pattern.get(pattern)
         if found is None:
+            if len(self._by_pattern) == MOST_PATTERNS:
+                del self._by_pattern[next(iter(self._by_pattern))]
             found = self._by_pattern[pattern] = self._plan(grads)
         if len(found) == 1 and len(found[0].where) == len(grads):
             return [(found[0], grads)]
