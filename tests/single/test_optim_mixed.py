@@ -201,6 +201,10 @@ def test_clip_grad_norm_in_odd_cases():
     assert roundel.optim.clip_grad_norm_(p, 1.0).isinf()
     assert p.grad.isnan().tolist() == [False, True, False]
     p.grad = torch.tensor([3.0, -5.0, 4.0])
+    version = p.grad._version
+    roundel.optim.clip_grad_norm_([p], 7.0)
+    assert p.grad._version > version  # DistributedOptimizer notices changed gradients by it
+    p.grad = torch.tensor([3.0, -5.0, 4.0])
     assert roundel.optim.clip_grad_norm_(p, 1.0, norm_type=float("inf")) == 5
     assert p.grad.abs().max() == pytest.approx(1.0)
 

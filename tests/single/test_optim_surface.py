@@ -135,6 +135,30 @@ def test_groups_can_be_added_and_options_changed_in_mid_training():
     assert same(*nets)
 
 
+def test_nesterov_counts_only_with_momentum():
+    nets = model(), model()
+    for module, net in zip((torch.optim, roundel.optim), nets, strict=True):
+        optimizer = module.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        for seed in range(4):
+            optimizer.zero_grad()
+            backward(net, seed)
+            optimizer.step()
+            optimizer.param_groups[0]["momentum"] = 0 if seed < 2 else 0.5
+    assert same(*nets)
+
+
+def test_another_parameter_may_share_the_memory():
+    old = nn.Parameter(torch.ones(2))
+    optimizer = roundel.optim.SGD([old], lr=0.5)
+    old.grad = torch.ones(2)
+    optimizer.step()
+    new = nn.Parameter(old.data)
+    optimizer.param_groups[0]["params"][0] = new
+    new.grad = torch.zeros(2)
+    optimizer.step()
+    assert new.tolist() == [0.5, 0.5]
+
+
 def test_a_parameter_may_be_replaced_or_moved():
     net, expected = model(), model()
     optimizers = roundel.optim.Adam(net.parameters(), lr=0.1), torch.optim.Adam(expected.parameters(), lr=0.1)
