@@ -119,24 +119,43 @@ std::vector<Elements> read_list(py::handle list, const char* what) {
   return all;
 }
 
-std::vector<View> cpu_views(py::handle list, const char* what) {
+struct List {
   std::vector<View> views;
-  for (const Elements& elements : read_list(list, what)) {
-    if (elements.device >= 0)
-      refuse(what, views.size(), "a tensor in CPU memory", format("one on CUDA device %d", elements.device));
-    views.push_back(elements.view);
+  int device = -1;
+};
+
+// All on one device: the first one's, or `device` where that is not kAnyDevice.
+constexpr int kAnyDevice = -2;
+
+std::string place(int device) { return device < 0 ? "CPU memory" : format("CUDA device %d", device); }
+
+List on_one_device(py::handle tensors, const char* what, int device = kAnyDevice) {
+  List list;
+  for (const Elements& elements : read_list(tensors, what)) {
+    if (device == kAnyDevice) device = elements.device;
+    if (elements.device != device)
+      refuse(what, list.views.size(), "a tensor in " + place(device), "one in " + place(elements.device));
+    list.views.push_back(elements.view);
   }
-  return views;
+  list.device = device == kAnyDevice ? -1 : device;
+  return list;
 }
 
-// A number, or one float32 in memory. None is `absent`.
-double number(py::handle object, const char* what, double absent) {
-  if (object.is_none()) return absent;
-  if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())) return object.cast<double>();
+// A number, or one float32 in memory: of the CPU, or of the device of a plan on a GPU, which then looks at it itself.
+struct Number {
+  double value;
+  const float* at = nullptr;
+};
+
+Number number(py::handle object, const char* what, double absent, int device = -1) {
+  if (object.is_none()) return {absent};
+  if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())) return {object.cast<double>()};
   const Elements one = Reader(what).read(object.ptr(), 0);
-  if (one.view.count != 1 || one.view.dtype != DType::Float32 || one.device >= 0)
-    refuse(what, 0, "a number or one float32 in CPU memory", format("%zu %s", one.view.count, name_of(one.view.dtype)));
-  return static_cast<double>(*static_cast<const float*>(one.view.data));
+  if (one.view.count != 1 || one.view.dtype != DType::Float32 || (one.device >= 0 && one.device != device))
+    throw InvalidArgument(format("%s: expected a number or one float32 in %s, got %zu %s in %s", what, place(device).c_str(),
+                                 one.view.count, name_of(one.view.dtype), place(one.device).c_str()));
+  const auto* at = static_cast<const float*>(one.view.data);
+  return one.device >= 0 ? Number{absent, at} : Number{static_cast<double>(*at)};
 }
 
 RuleOptions options_of(RuleId rule, const py::dict& given) {
@@ -200,12 +219,13 @@ class Plan {
     if (!masters.is_none()) tensors.masters = add("masters", masters);
     if (!copies.is_none()) tensors.copies = add("copies", copies);
     if (!averages.is_none()) tensors.averages = add("averages", averages);
-    if (!steps.is_none()) tensors.steps = cpu_views(steps, "steps");
-    plan_ = std::make_unique<OptimizerPlan>(rule, chosen, tensors);
+    if (!steps.is_none()) tensors.steps = on_one_device(steps, "steps", device_).views;
+    plan_ = std::make_unique<OptimizerPlan>(rule, chosen, tensors, device_);
   }
 
   py::tuple step(const py::object& grads, const py::object& hyper, const py::object& grad_scale, const py::object& found_inf,
-                 const py::object& clip, const py::object& max_norm, bool check_finite, uint64_t seed, int threads) {
+                 const py::object& clip, const py::object& max_norm, bool check_finite, uint64_t seed, int threads,
+                 uintptr_t stream) {
     if (busy_.test_and_set()) throw Error("this OptimizerPlan is in the middle of a step on another thread");
     const struct Release {
       std::atomic_flag& flag;
@@ -220,10 +240,16 @@ class Plan {
       if (hyper_[i] == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     }
     call.hyper = hyper_;
-    call.grad_scale = number(grad_scale, "grad_scale", 1);
-    call.clip = number(clip, "clip", 1);
-    call.found_inf = number(found_inf, "found_inf", 0) != 0;
-    call.max_norm = number(max_norm, "max_norm", 0);
+    const Number scale = number(grad_scale, "grad_scale", 1, device_), factor = number(clip, "clip", 1, device_);
+    const Number inf = number(found_inf, "found_inf", 0, device_);
+    call.grad_scale = scale.value;
+    call.grad_scale_at = scale.at;
+    call.clip = factor.value;
+    call.clip_at = factor.at;
+    call.found_inf = inf.value != 0;
+    call.found_inf_at = inf.at;
+    call.stream = reinterpret_cast<void*>(stream);
+    call.max_norm = number(max_norm, "max_norm", 0).value;
     call.check_finite = check_finite || !max_norm.is_none();
     call.seed = seed;
     call.threads = threads;
@@ -232,13 +258,29 @@ class Plan {
       const py::gil_scoped_release without_gil;
       result = plan_->step(call);
     }
-    return py::make_tuple(call.check_finite ? py::object(py::float_(result.norm)) : py::none(), result.skipped);
+    if (device_ >= 0) return py::make_tuple(py::none(), py::none());
+    return as_tuple(result, call.check_finite);
   }
+
+  py::tuple result() const {
+    kernels::OptimizerResult last;
+    {
+      const py::gil_scoped_release without_gil;
+      last = plan_->result();
+    }
+    return as_tuple(last, true);
+  }
+
+  int device() const { return device_; }
 
   size_t tensors() const { return plan_->tensors(); }
   size_t count() const { return plan_->count(); }
 
  private:
+  static py::tuple as_tuple(const kernels::OptimizerResult& result, bool with_norm) {
+    return py::make_tuple(with_norm ? py::object(py::float_(result.norm)) : py::none(), result.skipped);
+  }
+
   static py::tuple deep(const py::list& lists) {
     py::tuple copy(lists.size());
     for (size_t k = 0; k < lists.size(); ++k) copy[k] = py::tuple(lists[k]);
@@ -251,7 +293,8 @@ class Plan {
     std::vector<View> views;
     const bool first = layouts_.empty();
     for (size_t i = 0; i < all.size(); ++i) {
-      if (all[i].device >= 0) refuse(what, i, "a tensor in CPU memory", format("one on CUDA device %d", all[i].device));
+      if (first && i == 0) device_ = all[i].device;
+      if (all[i].device != device_) refuse(what, i, "a tensor in " + place(device_), "one in " + place(all[i].device));
       if (first)
         layouts_.push_back(all[i].layout);
       else if (i < layouts_.size())
@@ -273,7 +316,7 @@ class Plan {
     for (size_t i = 0; i < items.size(); ++i) {
       const Elements found = reader.read(items[i], i);
       refuse_other_layout("grads", i, found);
-      if (found.device >= 0) refuse("grads", i, "a tensor in CPU memory", format("one on CUDA device %d", found.device));
+      if (found.device != device_) refuse("grads", i, "a tensor in " + place(device_), "one in " + place(found.device));
       plan_->set_gradient(i, found.view);
     }
   }
@@ -281,6 +324,7 @@ class Plan {
   py::tuple keep_;
   std::vector<uint64_t> layouts_;
   std::vector<double> hyper_;
+  int device_ = -1;
   std::unique_ptr<OptimizerPlan> plan_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
@@ -320,31 +364,36 @@ void bind_optim(py::module_& m) {
            py::arg("rule"), py::arg("options"), py::arg("params"), py::arg("states"), py::kw_only(),
            py::arg("masters") = py::none(), py::arg("copies") = py::none(), py::arg("averages") = py::none(),
            py::arg("steps") = py::none())
-      .def("step", &Plan::step, py::arg("grads"), py::arg("hyper"), py::kw_only(), py::arg("grad_scale") = py::none(),
-           py::arg("found_inf") = py::none(), py::arg("clip") = py::none(), py::arg("max_norm") = py::none(),
-           py::arg("check_finite") = false, py::arg("seed") = 0, py::arg("threads") = 0,
-           "One step. Returns (norm of the unscaled gradients or None, whether the step was skipped).")
+      .def(
+          "step", &Plan::step, py::arg("grads"), py::arg("hyper"), py::kw_only(), py::arg("grad_scale") = py::none(),
+          py::arg("found_inf") = py::none(), py::arg("clip") = py::none(), py::arg("max_norm") = py::none(),
+          py::arg("check_finite") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("stream") = 0,
+          "One step. Returns (norm of the unscaled gradients or None, whether the step was skipped); on a GPU (None, None), as "
+          "soon as it is queued.")
+      .def("result", &Plan::result, "(norm, skipped) of the last step; on a GPU this waits for it.")
+      .def_property_readonly("device", &Plan::device, "The GPU, -1 for the CPU.")
       .def_property_readonly("tensors", &Plan::tensors)
       .def_property_readonly("count", &Plan::count);
   m.def(
       "grad_norm",
-      [](const py::object& tensors, const py::object& grad_scale, int threads) {
-        const std::vector<View> views = cpu_views(tensors, "tensors");
-        const double scale = number(grad_scale, "grad_scale", 1);
+      [](const py::object& tensors, const py::object& grad_scale, int threads, uintptr_t stream) {
+        const List list = on_one_device(tensors, "tensors");
+        const double scale = number(grad_scale, "grad_scale", 1).value;
         const py::gil_scoped_release without_gil;
-        return std::sqrt(kernels::sum_of_squares(views, threads)) / scale;
+        return std::sqrt(kernels::sum_of_squares(list.views, threads, list.device, reinterpret_cast<void*>(stream))) / scale;
       },
-      py::arg("tensors"), py::arg("grad_scale") = py::none(), py::arg("threads") = 0,
+      py::arg("tensors"), py::arg("grad_scale") = py::none(), py::arg("threads") = 0, py::arg("stream") = 0,
       "2-norm of all elements together, in float64; inf or nan when one is not finite.");
   m.def(
       "scale_tensors",
-      [](const py::object& tensors, const py::object& factor, int threads) {
-        const std::vector<View> views = cpu_views(tensors, "tensors");
-        const double by = number(factor, "factor", 1);
+      [](const py::object& tensors, const py::object& factor, int threads, uintptr_t stream) {
+        const List list = on_one_device(tensors, "tensors");
+        const double by = number(factor, "factor", 1).value;
         const py::gil_scoped_release without_gil;
-        kernels::scale_all(views, by, threads);
+        kernels::scale_all(list.views, by, threads, list.device, reinterpret_cast<void*>(stream));
       },
-      py::arg("tensors"), py::arg("factor"), py::arg("threads") = 0, "Multiply all elements in place, in one pass.");
+      py::arg("tensors"), py::arg("factor"), py::arg("threads") = 0, py::arg("stream") = 0,
+      "Multiply all elements in place, in one pass.");
 }
 
 }  // namespace roundel::bind

@@ -45,17 +45,21 @@ struct OptimizerCall {
   double max_norm = 0;        // > 0: and clip their norm
   uint64_t seed = 0;          // of stochastic rounding
   int threads = 0;            // 0: as many as the process may run on
+
+  // Of a plan on a GPU: one float32 each in its memory, looked at there in place of the number above; null for none. `stream`
+  // is a cudaStream_t.
+  const float *grad_scale_at = nullptr, *clip_at = nullptr, *found_inf_at = nullptr;
+  void* stream = nullptr;
 };
 
-struct OptimizerResult {
-  double norm = 0;  // of the unscaled gradients, when they were looked at
-  bool skipped = false;
-};
+class CudaOptimizer;
 
 class OptimizerPlan {
  public:
   // Throws InvalidArgument, naming list and index, where counts, dtypes or lists do not fit or memory is shared.
-  OptimizerPlan(RuleId rule, RuleOptions options, const OptimizerTensors& tensors);
+  // `device`: the GPU that all memory is on, -1 for the CPU; throws Error when there is none.
+  OptimizerPlan(RuleId rule, RuleOptions options, const OptimizerTensors& tensors, int device = -1);
+  OptimizerPlan(OptimizerPlan&&) noexcept;
   ~OptimizerPlan();
 
   size_t tensors() const { return rows_.size(); }
@@ -71,27 +75,21 @@ class OptimizerPlan {
       replace_gradient(i, gradient);
   }
 
-  // Throws InvalidArgument before anything is changed.
+  // Throws InvalidArgument before anything is changed. On a GPU it returns when the work is queued, and the result is empty.
   OptimizerResult step(const OptimizerCall& call);
 
- private:
-  struct Row {
-    Stream streams[kStreams];
-    size_t count = 0;
-    float* step = nullptr;
-    uint32_t scalars = 0;  // which set of scalars is this step's
-    uint64_t random = 0;
-  };
-  struct Chunk {
-    uint32_t row, length;
-    size_t begin;
-  };
+  // Of the last step; on a GPU this waits for it.
+  OptimizerResult result() const;
+  int device() const { return device_; }
 
+ private:
   void add_list(const char* what, int stream, const std::vector<View>& list);
   void refuse_shared_memory(const OptimizerTensors& tensors) const;
   void cut();
   void replace_gradient(size_t i, const View& gradient);
   void validate(const OptimizerCall& call) const;
+  double average_weight(const OptimizerCall& call) const;
+  OptimizerResult step_here(const OptimizerCall& call);
   void prepare(const OptimizerCall& call);
   void measure(double factor, int threads);
   double gradients_squared(int threads);
@@ -101,18 +99,22 @@ class OptimizerPlan {
 
   RuleId rule_;
   RuleOptions options_;
+  int device_;
   size_t count_ = 0, hypers_ = 0;
+  size_t changed_from_ = 0, changed_to_ = 0;  // rows whose gradients are news to the GPU
   std::vector<Row> rows_;
   std::vector<Chunk> chunks_;
   std::vector<uint32_t> batches_;  // the first chunk of each, and the end
   std::vector<double> scalars_, sums_;
+  OptimizerResult last_;
+  std::unique_ptr<CudaOptimizer> cuda_;
 };
 
 // The sum of the squares of all elements, in float64 and in a fixed order; inf or NaN when one is not finite (or, for float64,
-// the sum is not). Throws InvalidArgument for other than floating types.
-double sum_of_squares(std::span<const View> list, int threads);
+// the sum is not). Throws InvalidArgument for other than floating types. All tensors are on one device; on a GPU this waits.
+double sum_of_squares(std::span<const View> list, int threads, int device = -1, void* stream = nullptr);
 
 // Multiplies all elements in place.
-void scale_all(std::span<const View> list, double factor, int threads);
+void scale_all(std::span<const View> list, double factor, int threads, int device = -1, void* stream = nullptr);
 
 }  // namespace roundel::kernels

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "kernels/optim.h"
+#include "kernels/optim_cuda.h"
 #include "kernels/pool.h"
 #include "kernels/table.h"
 
@@ -42,9 +43,30 @@ size_t for_parts(std::span<const View> list, int threads, F f) {
   return parts.size();
 }
 
+// The same parts as a table for a GPU.
+struct DeviceTable {
+  explicit DeviceTable(std::span<const View> list) {
+    for (const View& view : list) {
+      Row row;
+      row.streams[kGradient] = {view.data, view.dtype};
+      row.count = view.count;
+      for (size_t begin = 0; begin < view.count; begin += kChunk)
+        chunks.push_back(
+            {static_cast<uint32_t>(rows.size()), static_cast<uint32_t>(std::min(kChunk, view.count - begin)), begin});
+      rows.push_back(row);
+    }
+  }
+  std::vector<Row> rows;
+  std::vector<Chunk> chunks;
+};
+
 }  // namespace
 
-double sum_of_squares(std::span<const View> list, int threads) {
+double sum_of_squares(std::span<const View> list, int threads, int device, void* stream) {
+  if (device >= 0) {
+    const DeviceTable table(list);
+    return cuda_sum_of_squares(table.rows, table.chunks, device, stream);
+  }
   size_t most = 0;
   for (const View& view : list) most += view.count / kChunk + 1;
   std::vector<double> sums(most);
@@ -56,7 +78,11 @@ double sum_of_squares(std::span<const View> list, int threads) {
   return sum;
 }
 
-void scale_all(std::span<const View> list, double factor, int threads) {
+void scale_all(std::span<const View> list, double factor, int threads, int device, void* stream) {
+  if (device >= 0) {
+    const DeviceTable table(list);
+    return cuda_scale_all(table.rows, table.chunks, factor, device, stream);
+  }
   const Table& table = chosen();
   for_parts(list, threads, [&](size_t, const View& part) {
     const void* in = part.data;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "kernels/optim.h"
+#include "kernels/optim_cuda.h"
 #include "kernels/pool.h"
 #include "kernels/random_rounding.h"
 #include "kernels/rules.h"
@@ -15,8 +16,8 @@
 namespace roundel::kernels {
 namespace {
 
-constexpr size_t kChunk = 32768;   // elements: a MiB of Adam's streams, enough to make taking one free of cost
-constexpr double kClipEps = 1e-6;  // as torch.nn.utils.clip_grad_norm_
+constexpr size_t kChunk = 32768;     // elements: a MiB of Adam's streams, enough to make taking one free of cost
+constexpr size_t kCudaChunk = 8192;  // four packs of eight for each of a block's 256 threads
 
 constexpr const char* kStreamNames[kStreams] = {"params", "grads",  "states", "states",
                                                 "states", "params", "copies", "averages"};
@@ -40,8 +41,12 @@ bool with_norms(RuleId rule, F f) {
 
 }  // namespace
 
-OptimizerPlan::OptimizerPlan(RuleId rule, RuleOptions options, const OptimizerTensors& tensors)
-    : rule_(rule), options_(options), hypers_(hyper_names(rule, options).size()), rows_(tensors.params.size()) {
+OptimizerPlan::OptimizerPlan(RuleId rule, RuleOptions options, const OptimizerTensors& tensors, int device)
+    : rule_(rule),
+      options_(options),
+      device_(device),
+      hypers_(hyper_names(rule, options).size()),
+      rows_(tensors.params.size()) {
   for (size_t i = 0; i < rows_.size(); ++i) count_ += rows_[i].count = tensors.params[i].count;
   const bool masters = !tensors.masters.empty();
   add_list("params", masters ? kOutput : kWeight, tensors.params);
@@ -72,8 +77,10 @@ OptimizerPlan::OptimizerPlan(RuleId rule, RuleOptions options, const OptimizerTe
     throw InvalidArgument("rounding: stochastic is for float32 arithmetic, got float64 weights");
   refuse_shared_memory(tensors);
   cut();
+  if (device_ >= 0) cuda_ = make_cuda_optimizer(rule_, options_, rows_, chunks_, device_);
 }
 
+OptimizerPlan::OptimizerPlan(OptimizerPlan&&) noexcept = default;
 OptimizerPlan::~OptimizerPlan() = default;
 
 void OptimizerPlan::add_list(const char* what, int stream, const std::vector<View>& list) {
@@ -118,17 +125,22 @@ void OptimizerPlan::refuse_shared_memory(const OptimizerTensors& tensors) const 
 }
 
 void OptimizerPlan::cut() {
+  const size_t most = device_ < 0 ? kChunk : kCudaChunk;
   batches_.push_back(0);
   size_t in_batch = 0;
-  for (uint32_t r = 0; r < rows_.size(); ++r)
-    for (size_t begin = 0; begin < rows_[r].count; begin += kChunk) {
-      const size_t length = std::min(kChunk, rows_[r].count - begin);
+  for (uint32_t r = 0; r < rows_.size(); ++r) {
+    Row& row = rows_[r];
+    row.first_chunk = static_cast<uint32_t>(chunks_.size());
+    for (size_t begin = 0; begin < row.count; begin += most) {
+      const size_t length = std::min(most, row.count - begin);
       chunks_.push_back({r, static_cast<uint32_t>(length), begin});
       in_batch += length;
       if (in_batch < kChunk) continue;
       batches_.push_back(static_cast<uint32_t>(chunks_.size()));
       in_batch = 0;
     }
+    row.chunks = static_cast<uint32_t>(chunks_.size()) - row.first_chunk;
+  }
   if (in_batch > 0) batches_.push_back(static_cast<uint32_t>(chunks_.size()));
 }
 
@@ -145,6 +157,8 @@ void OptimizerPlan::replace_gradient(size_t i, const View& gradient) {
       refuse("grads", i, "memory of its own", format("memory that overlaps %s[%zu]", kStreamNames[id], i));
   }
   row.streams[kGradient] = {gradient.data, gradient.dtype};
+  changed_from_ = changed_to_ == 0 ? i : std::min(changed_from_, i);
+  changed_to_ = std::max(changed_to_, i + 1);
 }
 
 template <class F>
@@ -209,15 +223,14 @@ void OptimizerPlan::measure(double factor, int threads) {
       one.factor = factor;
       table.measure(rule_, one, &sums_[2 * c]);
     });
-    for (size_t c = 0; c < chunks_.size();) {
-      const uint32_t row = chunks_[c].row;
+    for (const Row& row : rows_) {
       double weight = 0, other = 0;
-      for (; c < chunks_.size() && chunks_[c].row == row; ++c) {
+      for (size_t c = row.first_chunk; c < row.first_chunk + row.chunks; ++c) {
         weight += sums_[2 * c];
         other += sums_[2 * c + 1];
       }
       typename Rule::template Scalars<double> scalars;
-      double* place = &scalars_[rows_[row].scalars * kMaxScalars];
+      double* place = &scalars_[row.scalars * kMaxScalars];
       std::memcpy(&scalars, place, sizeof(scalars));
       Rule::adapt(scalars, std::sqrt(weight), std::sqrt(other));
       std::memcpy(place, &scalars, sizeof(scalars));
@@ -241,6 +254,33 @@ double OptimizerPlan::gradients_squared(int threads) {
 
 OptimizerResult OptimizerPlan::step(const OptimizerCall& call) {
   validate(call);
+  if (cuda_) {
+    StepNumbers numbers{};  // padding and all: it is compared as bytes
+    std::copy(call.hyper.begin(), call.hyper.end(), numbers.hyper);
+    numbers.grad_scale = call.grad_scale;
+    numbers.clip = call.clip;
+    numbers.found_inf = call.found_inf;
+    numbers.grad_scale_at = call.grad_scale_at;
+    numbers.clip_at = call.clip_at;
+    numbers.found_inf_at = call.found_inf_at;
+    numbers.max_norm = call.max_norm;
+    numbers.average_weight = average_weight(call);
+    numbers.seed = call.seed;
+    numbers.check = call.check_finite || call.max_norm > 0;
+    cuda_->step(numbers, rows_, changed_from_, changed_to_, call.stream);
+    changed_from_ = changed_to_ = 0;
+    return {};
+  }
+  return last_ = step_here(call);
+}
+
+double OptimizerPlan::average_weight(const OptimizerCall& call) const {
+  return options_.average ? 1 - call.hyper[hypers_ - 1] : 0;
+}
+
+OptimizerResult OptimizerPlan::result() const { return cuda_ ? cuda_->result() : last_; }
+
+OptimizerResult OptimizerPlan::step_here(const OptimizerCall& call) {
   OptimizerResult result;
   result.skipped = call.found_inf;
   const int threads = call.threads > 0 ? call.threads : default_threads();
@@ -256,11 +296,11 @@ OptimizerResult OptimizerPlan::step(const OptimizerCall& call) {
   const double factor = (options_.maximize ? -clip : clip) / call.grad_scale;
   measure(factor, threads);
   const Table& table = chosen();
-  const double average_weight = options_.average ? 1 - call.hyper[hypers_ - 1] : 0;
+  const double weight = average_weight(call);
   for_chunks(threads, [&](uint32_t c) {
     Piece one = piece(chunks_[c]);
     one.factor = factor;
-    one.average_weight = average_weight;
+    one.average_weight = weight;
     table.update(rule_, options_, one);
   });
   for (Row& row : rows_)
