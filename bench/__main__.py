@@ -1,4 +1,4 @@
-"""`python -m bench COLLECTIVE`: time a collective over a range of sizes. See bench/README.md."""
+"""`python -m bench COLLECTIVE`: time a collective over a range of sizes; `python -m bench optimizers`. See bench/README.md."""
 
 from __future__ import annotations
 
@@ -100,6 +100,10 @@ def counts(begin: int, end: int, factor: int, itemsize: int, multiple: int) -> l
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["optimizers"]:
+        from bench import optimizers  # needs torch
+
+        return optimizers.main(argv[1:])
     options = parse(argv)
     if options.hosts is not None and options.lab is None:
         return hosts.run(argv, options.rate)

@@ -8,7 +8,7 @@ mkdir -p "$out"
 cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release -DROUNDEL_TESTS=ON -DROUNDEL_PYTHON=OFF -DROUNDEL_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native
 cmake --build build/gpu --parallel
 build/gpu/roundel_tests
-build/gpu/roundel_gpu_check "$out/cuda_scale_cast.json"
+build/gpu/roundel_gpu_check "$out/cuda_scale_cast.json" "$out/cuda_adamw.json"
 python3 - "$out/cuda_scale_cast.json" <<'PLOT'
 import json, sys
 
@@ -25,4 +25,4 @@ plt.title(f"scale and cast float32 to float16, {record['device']}")
 plt.grid(True)
 plt.savefig(sys.argv[1].replace(".json", ".png"), dpi=120)
 PLOT
-cat "$out/cuda_scale_cast.json"
+cat "$out/cuda_scale_cast.json" "$out/cuda_adamw.json"

@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 
+import roundel.optim
 import roundel.torch as hvd
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from common import check_same_bits, processes, progress_bar, say, set_learning_r
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def arguments():
@@ -28,6 +31,7 @@ def arguments():
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compression", choices=["none", "fp16", "bf16"], default="none", help="gradients on the wire")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model and its gradients")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     return parser.parse_args()
 
@@ -62,6 +66,7 @@ def accuracy(model, images, labels):
     """Each rank judges every size-th image; the sum over ranks is the whole."""
     model.eval()
     with torch.no_grad():
+        images = images.to(next(model.parameters()).dtype)
         guesses = model(images[hvd.rank() :: hvd.size()]).argmax(dim=1)
     right = (guesses == labels[hvd.rank() :: hvd.size()]).sum()
     return hvd.allreduce(right.reshape(1), op=hvd.Sum, name="right").item() / len(labels)
@@ -74,8 +79,12 @@ def main():
     torch.manual_seed(args.seed)
     train_x, test_x, train_y, test_y = load_data()
 
-    model = make_model()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    dtype = PRECISIONS[args.precision]
+    model = make_model().to(dtype)
+    # With 16-bit parameters the optimizer updates float32 copies, of which the model has the rounded ones. torch.optim.AdamW
+    # works as well, in float32.
+    optimizer = roundel.optim.AdamW(model.parameters(), weight_decay=0.01, master_weights=True)
+    scaler = roundel.optim.LossScaler(enabled=dtype == torch.float16)  # float16 gradients would be too small without it
     optimizer = hvd.DistributedOptimizer(  # 2. step() now applies gradients averaged over ranks
         optimizer, named_parameters=model.named_parameters(), compression=getattr(hvd.Compression, args.compression)
     )
@@ -98,11 +107,12 @@ def main():
                 shard = slice(hvd.rank(), None, hvd.size())  # 4. every size-th image of the batch is this rank's
                 set_learning_rate(optimizer, args.lr, step, steps)
                 optimizer.zero_grad()
-                logits = model(shifted(train_x[batch[shard]], shifts[shard]))
+                logits = model(shifted(train_x[batch[shard]], shifts[shard]).to(dtype)).float()
                 # 5. Scaled so that the average over ranks is the mean over the whole batch, however evenly it divides.
                 loss = F.cross_entropy(logits, train_y[batch[shard]], reduction="sum") * hvd.size() / len(batch)
-                loss.backward()
-                optimizer.step()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
                 epoch_loss += loss.detach() / steps_per_epoch
                 step += 1
                 bar.update()

@@ -4,12 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
-#include <optional>
 #include <string>
 #include <unordered_map>
 
 #include "base/error.h"
-#include "bind/dlpack.h"
 
 namespace py = pybind11;
 
@@ -23,6 +21,8 @@ namespace {
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 constexpr const char* kDTypeList = "float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8 or bool";
+
+}  // namespace
 
 std::optional<DType> dtype_of(uint8_t code, int bits) {
   switch (code) {
@@ -47,6 +47,8 @@ std::optional<DType> dtype_of(uint8_t code, int bits) {
       return std::nullopt;
   }
 }
+
+namespace {
 
 Array from_tensor(const dlpack::Tensor& tensor, py::object keep, const char* what) {
   if (tensor.device_type != dlpack::kCpu && tensor.device_type != dlpack::kCudaHost)
@@ -103,6 +105,8 @@ Array from_numpy(const py::array& numpy, bool writable, const char* what) {
   return array;
 }
 
+}  // namespace
+
 // The table of an array type, or null. Types are kept alive by the cache, so that an address is never somebody else's later.
 dlpack::ExchangeApi* exchange_api(py::handle object) {
   static auto& cache = *new std::unordered_map<PyTypeObject*, dlpack::ExchangeApi*>();
@@ -121,6 +125,8 @@ dlpack::ExchangeApi* exchange_api(py::handle object) {
   cache.emplace(type, api);
   return api;
 }
+
+namespace {
 
 Array from_capsule(py::handle object, bool writable, const char* what) {
   // A capsule that nobody consumes frees its tensor itself; holding it is all that is needed.

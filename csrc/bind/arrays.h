@@ -4,9 +4,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <vector>
 
 #include "base/view.h"
+#include "bind/dlpack.h"
 
 namespace roundel::bind {
 
@@ -19,6 +21,11 @@ struct Array {
 // Throws InvalidArgument unless the array is on the CPU, C-contiguous, of a supported dtype and, where asked, writable. `what`
 // names the argument in the text. Needs the GIL.
 Array to_array(pybind11::handle object, bool writable, const char* what);
+
+// For those who read thousands of tensors per call: the exchange table of the object's type, or null; and what its type codes
+// mean.
+dlpack::ExchangeApi* exchange_api(pybind11::handle object);
+std::optional<DType> dtype_of(uint8_t code, int bits);
 
 // A new array of the same library, dtype and device. Where the library is not known: numpy's.
 pybind11::object empty_like(pybind11::handle prototype, const Array& prototype_array, const std::vector<int64_t>& shape);

@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, m) {
   roundel::bind::bind_comm(m);
   roundel::bind::bind_engine(m);
   roundel::bind::bind_info(m);
+  roundel::bind::bind_optim(m);
   roundel::bind::bind_recorder(m);
 }

@@ -6,14 +6,10 @@
 
 namespace roundel::kernels {
 
-namespace {
-
 const Table& chosen() {
   static const Table& table = choose(env::text("ROUNDEL_ISA"));
   return table;
 }
-
-}  // namespace
 
 const Table* table_for(const std::string& isa) {
   for (const Table* table : tables())

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/arith.h"
 #include "kernels/lane.h"
 
 namespace roundel::kernels {
@@ -47,6 +48,20 @@ struct BFloat16 : FloatLanes {
   }
   using One = BFloat16Lane;
 };
+
+// For the optimizers (arith.h).
+template <>
+struct Math<Floats> {
+  using Scalar = float;
+  using Bits = Words;
+  HOST_DEVICE static Floats splat(float x) { return _mm256_set1_ps(x); }
+  HOST_DEVICE static Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  HOST_DEVICE static Floats root(Floats x) { return _mm256_sqrt_ps(x); }
+  HOST_DEVICE static Floats truncate(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+};
+
+using Float16Register = Float16;
+using BFloat16Register = BFloat16;
 
 }  // namespace ROUNDEL_ISA_NAMESPACE
 }  // namespace roundel::kernels

@@ -1,6 +1,7 @@
 // No lanes of our own: the compiler makes vectors of the loops over single elements, with whatever the baseline has.
 #pragma once
 
+#include "kernels/arith.h"
 #include "kernels/lane.h"
 
 namespace roundel::kernels {
@@ -8,6 +9,45 @@ inline namespace ROUNDEL_ISA_NAMESPACE {
 
 using Float16 = Float16Lane;
 using BFloat16 = BFloat16Lane;
+
+// For the optimizers (arith.h): registers of four, which every processor that we know has.
+typedef float Floats __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(16)));
+constexpr int kFloats = 4;
+
+template <>
+struct Math<Floats> {
+  using Scalar = float;
+  using Bits = Words;
+  HOST_DEVICE static Floats splat(float x) { return Floats{x, x, x, x}; }
+  HOST_DEVICE static Floats fused(Floats a, Floats b, Floats c) {
+    Floats result;
+    for (int i = 0; i < kFloats; ++i) result[i] = ::fmaf(a[i], b[i], c[i]);
+    return result;
+  }
+  HOST_DEVICE static Floats root(Floats x) {
+    Floats result;
+    for (int i = 0; i < kFloats; ++i) result[i] = ::sqrtf(x[i]);
+    return result;
+  }
+  HOST_DEVICE static Floats truncate(Floats x) {
+    typedef int32_t Integers __attribute__((vector_size(16)));
+    return __builtin_convertvector(__builtin_convertvector(x, Integers), Floats);
+  }
+};
+
+template <class Lane>
+struct OneByOne {
+  HOST_DEVICE static Floats load(const uint16_t* from) {
+    return Floats{Lane::load(from), Lane::load(from + 1), Lane::load(from + 2), Lane::load(from + 3)};
+  }
+  HOST_DEVICE static void store(uint16_t* to, Floats x) {
+    for (int i = 0; i < kFloats; ++i) Lane::store(to + i, x[i]);
+  }
+};
+
+using Float16Register = OneByOne<Float16Lane>;
+using BFloat16Register = OneByOne<BFloat16Lane>;
 
 }  // namespace ROUNDEL_ISA_NAMESPACE
 }  // namespace roundel::kernels

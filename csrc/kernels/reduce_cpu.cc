@@ -14,6 +14,9 @@ inline namespace ROUNDEL_ISA_NAMESPACE {
 void cast(DType to, void* out, DType from, const void* in, size_t count);          // cast_cpu.cc
 void dots(DType dtype, double* sums, const void* a, const void* b, size_t count);  // dots_cpu.cc
 void combine(DType dtype, void* out, const void* a, const void* b, size_t count, double x, double y);
+void update(RuleId rule, RuleOptions options, const Piece& piece);  // optim_cpu.cc
+void measure(RuleId rule, const Piece& piece, double* sums);
+double squares(DType dtype, const void* data, size_t count);
 
 namespace {
 
@@ -133,7 +136,7 @@ void reduce(ReduceOp op, DType dtype, void* out, const void* const* in, size_t n
 #define ROUNDEL_TEXT(macro) ROUNDEL_TEXT_OF(macro)
 
 extern const Table table;
-const Table table{ROUNDEL_TEXT(ROUNDEL_ISA_NAMESPACE), reduce, cast, dots, combine};
+const Table table{ROUNDEL_TEXT(ROUNDEL_ISA_NAMESPACE), reduce, cast, dots, combine, update, measure, squares};
 
 }  // namespace ROUNDEL_ISA_NAMESPACE
 }  // namespace roundel::kernels

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['Communicator', 'Engine', 'EngineHandle', 'Handle', 'failpoints', 'flight_record', 'in_forked_child', 'info', 'setting_bytes', 'settings', 'write_flight_record']
+__all__: list[str] = ['Communicator', 'Engine', 'EngineHandle', 'Handle', 'OptimizerPlan', 'failpoints', 'flight_record', 'grad_norm', 'in_forked_child', 'info', 'optimizer_hyper', 'optimizer_needs_steps', 'optimizer_states', 'scale_tensors', 'setting_bytes', 'settings', 'write_flight_record']
 class Handle:
     """
     An operation under way.
@@ -288,6 +288,31 @@ class Engine:
         """
         Ranks of each process set, by number.
         """
+class OptimizerPlan:
+    """
+    Steps many tensors of one rule, one set of dtypes and one device at once. It looks at params, states and the other lists when it is made, at gradients in every step.
+    """
+    def __init__(self, rule: str, options: dict, params: typing.Any, states: list, *, masters: typing.Any = None, copies: typing.Any = None, averages: typing.Any = None, steps: typing.Any = None) -> None:
+        ...
+    def result(self) -> tuple:
+        """
+        (norm, skipped) of the last step; on a GPU this waits for it.
+        """
+    def step(self, grads: typing.Any, hyper: typing.Any, *, grad_scale: typing.Any = None, found_inf: typing.Any = None, clip: typing.Any = None, max_norm: typing.Any = None, check_finite: bool = False, seed: typing.SupportsInt | typing.SupportsIndex = 0, threads: typing.SupportsInt | typing.SupportsIndex = 0, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> tuple:
+        """
+        One step. Returns (norm of the unscaled gradients or None, whether the step was skipped); on a GPU (None, None), as soon as it is queued.
+        """
+    @property
+    def count(self) -> int:
+        ...
+    @property
+    def device(self) -> int:
+        """
+        The GPU, -1 for the CPU.
+        """
+    @property
+    def tensors(self) -> int:
+        ...
 def failpoints() -> list:
     """
     Names of the points that ROUNDEL_FAILPOINT may name.
@@ -297,6 +322,10 @@ def flight_record() -> list:
     The last 256 operations of this process, oldest first, as dictionaries: number, sequence, epoch, group, kind, what, name, dtype, bytes,
     queued, started, finished (seconds since 1970, 0 for not yet), state (queued, running, done, failed), waiting_for (ranks).
     """
+def grad_norm(tensors: typing.Any, grad_scale: typing.Any = None, threads: typing.SupportsInt | typing.SupportsIndex = 0, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> float:
+    """
+    2-norm of all elements together, in float64; inf or nan when one is not finite.
+    """
 def in_forked_child() -> bool:
     """
     True in a process that was forked from a rank.
@@ -304,6 +333,22 @@ def in_forked_child() -> bool:
 def info() -> dict:
     """
     What was built and found, as text by topic.
+    """
+def optimizer_hyper(rule: str, options: dict) -> list[str]:
+    """
+    Names and order of a rule's hyper-parameters.
+    """
+def optimizer_needs_steps(rule: str, options: dict) -> bool:
+    """
+    Whether a plan of this rule must have steps.
+    """
+def optimizer_states(rule: str, options: dict) -> list[str]:
+    """
+    Names and order of a rule's moments.
+    """
+def scale_tensors(tensors: typing.Any, factor: typing.Any, threads: typing.SupportsInt | typing.SupportsIndex = 0, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Multiply all elements in place, in one pass.
     """
 def setting_bytes(arg0: str) -> int:
     """

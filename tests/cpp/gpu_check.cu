@@ -1,5 +1,5 @@
 // Tests and times the CUDA kernels on the device at hand: bits against the CPU kernels, bandwidth against a device copy.
-// Usage: roundel_gpu_check RESULT.json. Exits 77 when there is no device to test on, 1 when a check failed.
+// Usage: roundel_gpu_check CAST.json OPTIMIZERS.json. Exits 77 when there is no device to test on, 1 when a check failed.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -8,28 +8,14 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "gpu_check.h"
 #include "kernels/cuda.h"
 #include "kernels/kernels.h"
 
 using namespace roundel;
+using namespace roundel::test;
 
 namespace {
-
-void must(cudaError_t status) {
-  if (status != cudaSuccess) throw Error(std::string("CUDA: ") + cudaGetErrorString(status));
-}
-
-class DeviceBuffer {
- public:
-  explicit DeviceBuffer(size_t bytes) { must(cudaMalloc(&data_, bytes)); }
-  ~DeviceBuffer() { cudaFree(data_); }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  void* get() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
 
 // Finite values of every magnitude; what NaNs do is promised less exactly and tested on the CPU.
 std::vector<float> samples(size_t count) {
@@ -69,26 +55,6 @@ void check_bits(DType from, DType to, size_t count, size_t offset, double factor
                       count, offset, factor));
 }
 
-template <class Launch>
-double best_seconds(Launch launch) {
-  cudaEvent_t start, stop;
-  must(cudaEventCreate(&start));
-  must(cudaEventCreate(&stop));
-  float best = 1e30f;
-  for (int i = 0; i < 20; ++i) {
-    must(cudaEventRecord(start));
-    launch();
-    must(cudaEventRecord(stop));
-    must(cudaEventSynchronize(stop));
-    float milliseconds = 0;
-    must(cudaEventElapsedTime(&milliseconds, start, stop));
-    best = std::min(best, milliseconds);
-  }
-  cudaEventDestroy(start);
-  cudaEventDestroy(stop);
-  return best * 1e-3;
-}
-
 void write_timings(const char* path, const char* device) {
   std::FILE* file = std::fopen(path, "w");
   if (file == nullptr) throw Error(std::string("cannot write ") + path);
@@ -113,8 +79,8 @@ void write_timings(const char* path, const char* device) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: %s RESULT.json\n", argv[0]);
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s CAST.json OPTIMIZERS.json\n", argv[0]);
     return 2;
   }
   int devices = 0;
@@ -130,8 +96,10 @@ int main(int argc, char** argv) {
       for (const size_t count : {size_t{0}, size_t{1}, size_t{7}, size_t{4099}, size_t{1} << 20})
         for (const size_t offset : {size_t{0}, size_t{1}})
           for (const double factor : {1.0, 0.5, 1.0 / 3}) check_bits(from, to, count, offset, factor);
+  check_optimizers();
   std::printf("%s: %d failed checks\n", kernels::cuda_status().c_str(), test::failures());
   if (test::failures() > 0) return 1;
   write_timings(argv[1], properties.name);
+  write_optimizer_timings(argv[2], properties.name);
   return 0;
 }
