@@ -45,6 +45,9 @@ const std::vector<Setting>& settings() {
        "Seconds of silence after which a rank counts as lost (host or link gone, process stopped); the same on all ranks."},
       {"ROUNDEL_START_TIMEOUT", "60", "Seconds that init() waits for all ranks to arrive.", {{"HOROVOD_START_TIMEOUT"}}},
       {"ROUNDEL_TRANSPORT", "auto", "auto (shm inside a host, tcp across), shm (one host only) or tcp (also inside a host)."},
+      {"ROUNDEL_MPI_LIBRARY", "",
+       "The MPI library to open, a path or a name; default: the one that the process has loaded, else that of the Python "
+       "environment or the loader's path."},
       {"ROUNDEL_ALGORITHM", "",
        "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists; "
        "also for ranks of one host."},

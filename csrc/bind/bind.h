@@ -11,6 +11,7 @@ void bind_errors(pybind11::module_& m);
 void bind_comm(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_info(pybind11::module_& m);
+void bind_mpi(pybind11::module_& m);
 void bind_recorder(pybind11::module_& m);
 
 // Texts may hold bytes of other ranks, or names that are no UTF-8: an error about one must not become an error about its text.

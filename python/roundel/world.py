@@ -6,10 +6,11 @@ import atexit
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from roundel import _core
 from roundel.errors import RoundelError
-from roundel.launch.detect import detect
+from roundel.launch.detect import detect, finish
 
 __all__ = [
     "communicator",
@@ -65,16 +66,17 @@ def _place(comm: _core.Communicator, local_rank: int | None, local_size: int | N
     )
 
 
-def init(start_timeout: float | None = None, check: Callable[[int], None] | None = None) -> None:
+def init(start_timeout: float | None = None, check: Callable[[int], None] | None = None, comm: Any = None) -> None:
     """What roundel.init() (start.py) does once it knows that all ranks are wanted. Repeated calls do nothing.
 
+    comm: an mpi4py communicator whose ranks are the job, whoever has started them.
     check: is told the job's size before the ranks meet, and may raise.
     """
     global _world
     with _lock:
         if _world is not None:
             return
-        job = detect()
+        job = detect(comm=comm)
         if check is not None:
             check(1 if job is None else job.size)
         if job is None:
@@ -89,6 +91,7 @@ def init(start_timeout: float | None = None, check: Callable[[int], None] | None
                 token=job.token,
                 epoch=job.epoch,
                 start_timeout=start_timeout or 0.0,
+                mpi=job.mpi,
             )
         finally:
             job.token[:] = bytes(len(job.token))  # used: the core has wiped its copies too
@@ -105,7 +108,12 @@ def shutdown() -> None:
         world.comm.shutdown()
 
 
-atexit.register(shutdown)
+def _end() -> None:
+    shutdown()
+    finish()
+
+
+atexit.register(_end)
 
 
 def is_initialized() -> bool:
