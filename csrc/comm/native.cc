@@ -11,6 +11,7 @@ namespace {
 // Per round, byte, byte that leaves a host, message, byte added up.
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
 constexpr plan::LinkCost kTcpCost = {7e-6, 1 / 1.8e9, 0, 2e-6, 1 / 10e9};
+constexpr plan::LinkCost kMpiCost = {4e-6, 1 / 4e9, 0, 1e-6, 1 / 10e9};
 constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
 constexpr int kDirectBarrier = 64;  // ranks: above, as many messages take longer than a few rounds
 constexpr size_t kMaxChoices =
@@ -53,6 +54,7 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
       forced_(env::text("ROUNDEL_ALGORITHM")),
       cost_(world_->all_local ? kRingCost
             : world_->mixed   ? kMixedCost
+            : world_->by_mpi  ? kMpiCost
                               : kTcpCost) {
   // Refuse an unknown name now rather than in the first operation.
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
@@ -64,6 +66,7 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
 
 const char* NativeCommunicator::name() const {
   if (world_->all_local) return "shm rings";
+  if (world_->by_mpi) return world_->memory != nullptr ? "shm+mpi" : "mpi";
   return world_->memory != nullptr ? "shm+tcp" : "tcp";
 }
 
