@@ -326,6 +326,15 @@ std::vector<std::string> names_of(const std::string& family) {
   return names;
 }
 
+// Another family's library would end the process in MPI_Init, or believe itself alone.
+void check_family(const Mpi& mpi, const std::string& family) {
+  const bool is_openmpi = mpi.version().find("Open MPI") != std::string::npos;
+  if (!family.empty() && is_openmpi != (family == "openmpi"))
+    throw Error(
+        format("%s is %s, which is not the launcher's MPI library: set ROUNDEL_MPI_LIBRARY to the one that belongs to it",
+               mpi.path().c_str(), mpi.version().c_str()));
+}
+
 std::mutex g_mutex;
 std::shared_ptr<Mpi> g_mpi;  // never unloaded: MPI libraries leave threads and handlers behind
 
@@ -343,7 +352,10 @@ std::shared_ptr<Mpi> Mpi::opened() {
 
 std::shared_ptr<Mpi> Mpi::open(const std::string& family, const std::string& opener, const std::vector<std::string>& folders) {
   const std::lock_guard lock(g_mutex);
-  if (g_mpi != nullptr) return g_mpi;
+  if (g_mpi != nullptr) {
+    check_family(*g_mpi, family);
+    return g_mpi;
+  }
   std::vector<std::string> candidates;
   if (const std::string forced = env::text("ROUNDEL_MPI_LIBRARY"); !forced.empty()) {
     candidates.push_back(forced);
@@ -358,7 +370,9 @@ std::shared_ptr<Mpi> Mpi::open(const std::string& family, const std::string& ope
   }
   auto library = std::make_unique<DynLib>(candidates);
   if (!library->found()) throw Error("there is no MPI library: " + library->reason());
-  g_mpi = make(std::move(library));
+  auto found = make(std::move(library));
+  check_family(*found, family);
+  g_mpi = std::move(found);
   // Leaked on purpose with whatever holds it at the end of the process.
   new std::shared_ptr<Mpi>(g_mpi);
   return g_mpi;
