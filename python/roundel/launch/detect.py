@@ -84,7 +84,7 @@ def detect(environ: Mapping[str, str] = os.environ, comm: Any = None) -> Launch 
         found = _from_our_variables(environ, _launches + 1)
     elif _torchrun(environ):
         found = _from_torchrun(environ, _launches + 1)
-    elif any(environ.get(name, "1") != "1" for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
+    elif any(environ.get(name, "1") != "1" for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) or "PMI_PORT" in environ:
         found = _from_mpi(environ, None, _launches + 1)
     else:
         _refuse_other_launchers(environ)
@@ -108,6 +108,11 @@ def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
 
 
 # -- mpirun
+
+
+def is_launched_without_mpi(environ: Mapping[str, str] = os.environ) -> bool:
+    """By roundelrun, by hand or by torchrun."""
+    return any(name in environ for name in OURS) or _torchrun(environ)
 
 
 def _from_mpi(environ: Mapping[str, str], comm: Any, epoch: int) -> Launch | None:

@@ -56,6 +56,8 @@ def launcher_of(environ: Mapping[str, str]) -> str | None:
         return OPENMPI
     if "PMI_RANK" in environ and environ.get("PMI_SIZE", "1") != "1":
         return HYDRA
+    if "PMI_PORT" in environ and "PMI_ID" in environ and "PMI_RANK" not in environ:
+        return HYDRA  # tells rank and size there
     return None
 
 
@@ -63,16 +65,13 @@ def meet_by_mpirun(environ: Mapping[str, str], epoch: int, limit: float, token: 
     """Raises LaunchError, TimeoutError, ConnectionError."""
     launcher = launcher_of(environ)
     if launcher == OPENMPI:
-        rank, size = rank_and_size(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
         local = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
     else:
-        rank, size = rank_and_size(environ, "PMI_RANK", "PMI_SIZE")
-        local = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+        names, local = ("PMI_RANK", "PMI_SIZE"), ("MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+    place = rank_and_size(environ, *names) if names[0] in environ else None
     by_mpi = launcher == OPENMPI or environ.get("ROUNDEL_TRANSPORT") in MPI_TRANSPORTS or _core.mpi_threads() is not None
-    if by_mpi:
-        meeting = _by_mpi(environ, launcher, rank, size, limit, token)
-    else:
-        meeting = _by_pmi(environ, rank, size, epoch, limit, token)
+    meeting = _by_mpi(environ, launcher, place, limit, token) if by_mpi else _by_pmi(environ, epoch, limit, token)
     if all(name in environ for name in local):
         meeting.local_rank, meeting.local_size = rank_and_size(environ, *local)
     return meeting
@@ -91,15 +90,18 @@ def meet_by_communicator(comm: Any, environ: Mapping[str, str], limit: float, to
     return _agree(Meeting(job.rank, job.size, job), _over_mpi(job, limit), environ, token)
 
 
-def _by_mpi(environ: Mapping[str, str], launcher: str, rank: int, size: int, limit: float, token: bytearray | None) -> Meeting:
+def _by_mpi(
+    environ: Mapping[str, str], launcher: str, place: tuple[int, int] | None, limit: float, token: bytearray | None
+) -> Meeting:
     opener = getattr(sys.modules.get("mpi4py.MPI"), "__file__", "")
     job = _open("openmpi" if launcher == OPENMPI else "mpich", opener, 0, limit)
-    if (job.rank, job.size) != (rank, size):
+    if place is not None and (job.rank, job.size) != place:
         raise launch_error(
-            f"{launcher} has started this process as rank {rank} of {size}, but {job.describe()} makes it rank {job.rank} of "
-            f"{job.size}: that is not the launcher's MPI library. Set ROUNDEL_MPI_LIBRARY to the one that belongs to it"
+            f"{launcher} has started this process as rank {place[0]} of {place[1]}, but {job.describe()} makes it rank "
+            f"{job.rank} of {job.size}: that is not the launcher's MPI library. Set ROUNDEL_MPI_LIBRARY to the one that "
+            "belongs to it"
         )
-    return _agree(Meeting(rank, size, job), _over_mpi(job, limit), environ, token)
+    return _agree(Meeting(job.rank, job.size, job), _over_mpi(job, limit), environ, token)
 
 
 def _open(family: str, opener: str, address: int, limit: float) -> Any:
@@ -124,7 +126,7 @@ def _over_mpi(job: Any, limit: float) -> Share:
     return share
 
 
-def _by_pmi(environ: Mapping[str, str], rank: int, size: int, epoch: int, limit: float, token: bytearray | None) -> Meeting:
+def _by_pmi(environ: Mapping[str, str], epoch: int, limit: float, token: bytearray | None) -> Meeting:
     global _pmi
     if _pmi is None:
         _pmi = Pmi(environ, limit)
@@ -132,15 +134,15 @@ def _by_pmi(environ: Mapping[str, str], rank: int, size: int, epoch: int, limit:
     pmi.extend(limit)
 
     def share(own: str, decide: Callable[[list[str]], str]) -> str:
-        pmi.put(f"roundel-{epoch}-{rank}", own.encode().hex())
+        pmi.put(f"roundel-{epoch}-{pmi.rank}", own.encode().hex())
         pmi.barrier()
-        if rank == 0:
-            texts = [bytes.fromhex(pmi.get(f"roundel-{epoch}-{r}")).decode() for r in range(size)]
+        if pmi.rank == 0:
+            texts = [bytes.fromhex(pmi.get(f"roundel-{epoch}-{r}")).decode() for r in range(pmi.size)]
             pmi.put(f"roundel-{epoch}-all", decide(texts).encode().hex())
         pmi.barrier()
         return bytes.fromhex(pmi.get(f"roundel-{epoch}-all")).decode()
 
-    return _agree(Meeting(rank, size, None), share, environ, token)
+    return _agree(Meeting(pmi.rank, pmi.size, None), share, environ, token)
 
 
 # -- where the ranks meet

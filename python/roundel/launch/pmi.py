@@ -23,10 +23,11 @@ class Pmi:
     """A process's connection to its launcher. One for each process: the launcher greets nobody twice."""
 
     def __init__(self, environ: Mapping[str, str], seconds: float) -> None:
-        self.rank, self.size = rank_and_size(environ, "PMI_RANK", "PMI_SIZE")
+        self.rank, self.size = 0, 1
         self.deadline = time.monotonic() + seconds
         self._rest = b""
         if "PMI_FD" in environ:
+            self.rank, self.size = rank_and_size(environ, "PMI_RANK", "PMI_SIZE")
             fd = number(environ, "PMI_FD")
             try:
                 self._socket = socket.socket(fileno=os.dup(fd))
@@ -35,14 +36,16 @@ class Pmi:
         else:
             host, _, port = environ.get("PMI_PORT", "").rpartition(":")
             if not host or not port.isdigit():
-                raise launch_error("PMI_RANK is set, but neither PMI_FD nor PMI_PORT=host:port tells how to reach the launcher")
+                raise launch_error("neither PMI_FD nor PMI_PORT=host:port tells how to reach the launcher")
             try:
                 self._socket = socket.create_connection((host, int(port)), timeout=seconds)
             except OSError as error:
                 raise launch_error(f"the launcher cannot be reached at PMI_PORT={host}:{port}: {error}") from error
-            self._send(f"cmd=initack pmiid={environ.get('PMI_ID', self.rank)}")
+            self._send(f"cmd=initack pmiid={number(environ, 'PMI_ID')}")
+            told: dict[str, str] = {}
             for _ in range(4):  # initack, then size, rank and debug
-                self._answer("the launcher's greeting")
+                told |= self._answer("the launcher's greeting")
+            self.rank, self.size = rank_and_size(told, "rank", "size")
         self._ask("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")
         self._table = self._ask("cmd=get_my_kvsname", "my_kvsname")["kvsname"]
 
