@@ -18,10 +18,10 @@ ALL_TEAMS += [("ring", 3), ("tree", 3), ("hierarchical", 4)]
 
 # Modules whose cases run under mpirun too, data over MPI; the rest of them with `make soak`.
 MPI = ("mpich", "openmpi")
-MPI_MODULES = {"test_collectives", "test_split"}
+MPI_MODULES = {"test_collectives"}
 SOAK_MPI_MODULES = {
-    "test_algorithms", "test_adasum", "test_collectives_front", "test_divergence", "test_engine", "test_rooted", "test_uneven",
-    "test_torch_ops", "test_torch_optimizer", "test_torch_process_sets",
+    "test_algorithms", "test_adasum", "test_collectives_front", "test_divergence", "test_engine", "test_rooted", "test_split",
+    "test_torch_ops", "test_torch_optimizer", "test_torch_process_sets", "test_uneven",
 }  # fmt: skip
 
 

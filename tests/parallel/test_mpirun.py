@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import netlab
 import pytest
 from mpi_team import environment, launcher
 
@@ -206,3 +209,59 @@ def test_data_over_mpi_needs_a_job_of_mpi():
     )
     assert done.returncode != 0
     assert "ROUNDEL_TRANSPORT=mpi, but neither mpirun nor init(comm=...) has started this job" in done.stdout + done.stderr
+
+
+# -- two hosts: network namespaces, entered by a program where mpirun expects ssh
+
+
+@contextlib.contextmanager
+def two_hosts(tmp_path):
+    reason = netlab.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with netlab.NetLab(hosts=2, rate="500mbit") as lab:
+        cases = "".join(f'{lab.address(h)}) exec {shlex.join(lab._on(h, (), None))} sh -c "$*" ;;\n' for h in range(2))
+        agent = tmp_path / "agent"
+        agent.write_text(f'#!/bin/sh\n[ "$1" = -x ] && shift\nhost=$1\nshift\ncase "$host" in\n{cases}*) exit 9 ;;\nesac\n')
+        agent.chmod(0o700)
+        yield lab, str(agent)
+
+
+@pytest.mark.parametrize("transport", ["auto", "shm+mpi"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranks_on_two_hosts(family, transport, tmp_path):
+    if launcher(family) is None:
+        pytest.skip(f"pip install {family}")
+    program, extra = launcher(family)
+    script = tmp_path / "job.py"
+    script.write_text(HEAD + SHOW)
+    with two_hosts(tmp_path) as (lab, agent):
+        first, second = lab.address(0), lab.address(1)
+        if family == "mpich":
+            flags = ["-launcher", "ssh", "-launcher-exec", agent, "-hosts", f"{first}:2,{second}:1", "-localhost", first]
+            flags += ["-iface", "eth0"]
+        else:
+            flags = [
+                "--host",
+                f"{first}:2,{second}:1",
+                "--prtemca",
+                "plm_ssh_agent",
+                agent,
+                "--prtemca",
+                "prte_if_include",
+                "eth0",
+            ]
+            flags += ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "eth0"]
+        env = environment(extra | {"ROUNDEL_TRANSPORT": transport, "ROUNDEL_LOG_LEVEL": "info", "FI_PROVIDER": "tcp"})
+        job = lab.popen(
+            0, [*program, *flags, "-n", "3", sys.executable, str(script)], env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        try:
+            out = job.communicate(timeout=SECONDS)[0]
+        finally:
+            job.kill()
+    across = "mpi" if transport == "shm+mpi" else "tcp"
+    assert sum(f"of 3: shm+{across} 6" in line or f"of 3: {across} 6" in line for line in out.splitlines()) == 3, out
+    assert "3 ranks on 2 hosts" in out
+    assert job.returncode == 0, out

@@ -85,6 +85,7 @@ def test_a_process_that_nobody_launched(environ):
     ("environ", "launcher"),
     [
         ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}, "horovodrun"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "4"}, "srun"),
     ],
 )
 def test_ranks_of_launchers_that_are_not_followed_are_not_left_alone(environ, launcher, ours):

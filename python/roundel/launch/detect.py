@@ -95,6 +95,7 @@ def detect(environ: Mapping[str, str] = os.environ, comm: Any = None) -> Launch 
 
 _OTHERS = {  # what they set in the ranks of a job of several
     "horovodrun": ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_SIZE"),
+    "srun": ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
 }
 
 
