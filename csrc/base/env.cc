@@ -52,8 +52,8 @@ const std::vector<Setting>& settings() {
        "The MPI library to open, a path or a name; default: the one that the process has loaded, else that of the Python "
        "environment or the loader's path."},
       {"ROUNDEL_ALGORITHM", "",
-       "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists; "
-       "also for ranks of one host."},
+       "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists, "
+       "also for ranks of one host; mpi: MPI's own all-reduce in jobs that were started through MPI."},
       {"ROUNDEL_ISA", "", "Force the CPU kernels' path: portable, avx2 or avx512."},
       {"ROUNDEL_BUCKET_BYTES", "8M", "Size of DistributedOptimizer's gradient buckets."},
       {"ROUNDEL_FUSION_THRESHOLD",

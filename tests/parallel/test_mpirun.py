@@ -154,6 +154,37 @@ def test_an_exception_on_one_rank_ends_the_job(family, tmp_path):
     assert "ValueError: mine" in out
 
 
+OWN = """
+roundel.init()
+comm = roundel.communicator()
+for dtype in (np.float32, np.float64, np.int32, np.uint8, np.float16):  # float16 is not MPI's
+    base = (np.arange(100_000) % 3).astype(dtype)
+    x = base + dtype(comm.rank)
+    for op, expected in ((roundel.Max, base + dtype(1)), (roundel.Sum, base + base + dtype(1))):
+        assert (comm.allreduce(x, op) == expected).all(), (dtype, op)
+assert (comm.allreduce(np.full(7, comm.rank + 1.0, np.float32), roundel.Average, postscale=2.0) == 3).all()
+group = comm.split(comm.rank)  # has no communicator of MPI's
+assert (group.allreduce(np.ones(3)) == 1).all()
+try:
+    comm.allreduce(np.ones(1000 + comm.rank))
+except roundel.MismatchError as error:
+    sys.stdout.write("they differ\\n")
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mpis_own_allreduce(family, tmp_path):
+    for transport in ("mpi", "shm+mpi"):
+        _, out = run(family, 2, OWN, tmp_path, ROUNDEL_TRANSPORT=transport, ROUNDEL_ALGORITHM="mpi")
+        says(out, "they differ", 2)
+
+
+def test_mpis_own_allreduce_needs_a_job_of_mpi(tmp_path):
+    code, out = run("mpich", 2, SHOW, tmp_path, ROUNDEL_ALGORITHM="mpi")
+    assert "ROUNDEL_ALGORITHM=mpi needs a job that was started through MPI" in out, out
+    assert code != 0
+
+
 COMMUNICATORS = """
 from mpi4py import MPI
 half = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank % 2, -MPI.COMM_WORLD.rank)
