@@ -68,7 +68,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--hosts", type=int, choices=(hosts.HOSTS,), help="a rank on each of two hosts made of network namespaces (needs root)")
     add("--rate", metavar="RATE", help="what each of --hosts may send, in tc's words, such as 1gbit (default: no limit)")
     add("--lab", metavar="FILE", help=argparse.SUPPRESS)  # --hosts tells its ranks so
-    add("--transport", choices=("auto", "shm", "tcp"), help="how ranks exchange data (ROUNDEL_TRANSPORT)")
+    ways = ("auto", "shm", "tcp", "mpi", "shm+tcp", "shm+mpi")
+    add("--transport", choices=ways, help="how ranks exchange data (ROUNDEL_TRANSPORT); mpi: under mpirun")
     add("--json", metavar="FILE", help="write the rows there")
     add("--plot", metavar="FILE.png", help="draw the rows there (needs matplotlib)")
     options = parser.parse_args(argv)

@@ -1,6 +1,7 @@
 #include "base/dynlib.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 namespace roundel {
 
@@ -18,6 +19,24 @@ DynLib::DynLib(const std::vector<std::string>& names) {
 
 DynLib::~DynLib() {
   if (handle_ != nullptr) ::dlclose(handle_);
+}
+
+std::vector<std::string> DynLib::loaded(const std::vector<std::string>& beginnings) {
+  struct Search {
+    const std::vector<std::string>& beginnings;
+    std::vector<std::string> found;
+  } search{beginnings, {}};
+  ::dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto& into = *static_cast<Search*>(data);
+        const std::string path = info->dlpi_name;
+        const std::string file = path.substr(path.rfind('/') + 1);
+        for (const std::string& beginning : into.beginnings)
+          if (file.starts_with(beginning)) into.found.push_back(path);
+        return 0;
+      },
+      &search);
+  return search.found;
 }
 
 void* DynLib::find(const char* symbol_name) const { return handle_ == nullptr ? nullptr : ::dlsym(handle_, symbol_name); }

@@ -14,6 +14,9 @@ class DynLib {
   DynLib(const DynLib&) = delete;
   DynLib& operator=(const DynLib&) = delete;
 
+  // Paths of what this process has loaded already under file names that begin like one of these.
+  static std::vector<std::string> loaded(const std::vector<std::string>& beginnings);
+
   bool found() const { return handle_ != nullptr; }
   const std::string& name() const { return name_; }
   const std::string& reason() const { return reason_; }

@@ -44,10 +44,16 @@ const std::vector<Setting>& settings() {
       {"ROUNDEL_DEAD_SECONDS", "10",
        "Seconds of silence after which a rank counts as lost (host or link gone, process stopped); the same on all ranks."},
       {"ROUNDEL_START_TIMEOUT", "60", "Seconds that init() waits for all ranks to arrive.", {{"HOROVOD_START_TIMEOUT"}}},
-      {"ROUNDEL_TRANSPORT", "auto", "auto (shm inside a host, tcp across), shm (one host only) or tcp (also inside a host)."},
+      {"ROUNDEL_TRANSPORT", "auto",
+       "auto (shm inside a host; across, mpi where mpirun has started the job through MPI and every host has a fabric, else "
+       "tcp), "
+       "shm (one host only), tcp or mpi (also inside a host), shm+tcp or shm+mpi."},
+      {"ROUNDEL_MPI_LIBRARY", "",
+       "The MPI library to open, a path or a name; default: the one that the process has loaded, else that of the Python "
+       "environment or the loader's path."},
       {"ROUNDEL_ALGORITHM", "",
-       "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists; "
-       "also for ranks of one host."},
+       "Force a plan (direct, exchange, pairwise, ring, tree, doubling, halving, bruck, swing, hierarchical) where it exists, "
+       "also for ranks of one host; mpi: MPI's own all-reduce in jobs that were started through MPI."},
       {"ROUNDEL_ISA", "", "Force the CPU kernels' path: portable, avx2 or avx512."},
       {"ROUNDEL_BUCKET_BYTES", "8M", "Size of DistributedOptimizer's gradient buckets."},
       {"ROUNDEL_FUSION_THRESHOLD",

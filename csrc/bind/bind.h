@@ -11,6 +11,7 @@ void bind_errors(pybind11::module_& m);
 void bind_comm(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_info(pybind11::module_& m);
+void bind_mpi(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);
 void bind_recorder(pybind11::module_& m);
 

@@ -13,6 +13,7 @@
 #include "bind/calls.h"
 #include "bind/fast.h"
 #include "comm/split.h"
+#include "transport/mpi_job.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -85,7 +86,7 @@ py::object empty(const Calls& self, const py::object& shape, const py::object& d
 }
 
 Calls open(int rank, int size, const std::string& rendezvous, int rendezvous_fd, const py::buffer& token, uint32_t epoch,
-           double start_timeout) {
+           double start_timeout, std::shared_ptr<transport::MpiJob> mpi) {
   transport::Job job;
   const py::buffer_info secret = token.request();
   const auto length = static_cast<size_t>(secret.size * secret.itemsize);
@@ -97,6 +98,7 @@ Calls open(int rank, int size, const std::string& rendezvous, int rendezvous_fd,
   job.rendezvous = rendezvous;
   job.rendezvous_fd = rendezvous_fd;
   job.epoch = epoch;
+  job.mpi = std::move(mpi);
   job.start_timeout = start_timeout > 0 ? start_timeout : env::number("ROUNDEL_START_TIMEOUT", 0.001, 1e9);
   const py::gil_scoped_release unlocked;
   return {comm::Communicator::open(transport::open_world(job))};
@@ -130,7 +132,7 @@ void bind_comm(py::module_& m) {
       "dimension 0, one number for each rank.");
   cls.def_static("open", &open, "rank"_a, "size"_a, "rendezvous"_a = "", "rendezvous_fd"_a = -1,
                  "token"_a = py::bytes(std::string(32, '\0')), "epoch"_a = 1, "start_timeout"_a = 0.0,
-                 "Meet the other ranks; blocks until all have come.")
+                 "mpi"_a = std::shared_ptr<transport::MpiJob>(), "Meet the other ranks; blocks until all have come.")
       .def_property_readonly("rank", &Calls::rank)
       .def_property_readonly("size", &Calls::size)
       .def_property_readonly("epoch", [](const Calls& c) { return c.native->world().epoch; })

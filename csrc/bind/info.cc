@@ -35,7 +35,7 @@ std::string nccl_status() {
 
 py::dict info() {
   py::dict rows;
-  rows["transports"] = "shm, tcp";
+  rows["transports"] = "shm, tcp, mpi";
   rows["isa"] = kernels::isa();
   rows["cuda"] = kernels::cuda_status();
   rows["mpi"] = mpi_status();

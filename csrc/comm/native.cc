@@ -11,6 +11,7 @@ namespace {
 // Per round, byte, byte that leaves a host, message, byte added up.
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
 constexpr plan::LinkCost kTcpCost = {7e-6, 1 / 1.8e9, 0, 2e-6, 1 / 10e9};
+constexpr plan::LinkCost kMpiCost = {4e-6, 1 / 4e9, 0, 1e-6, 1 / 10e9};
 constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
 constexpr int kDirectBarrier = 64;  // ranks: above, as many messages take longer than a few rounds
 constexpr size_t kMaxChoices =
@@ -53,7 +54,13 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
       forced_(env::text("ROUNDEL_ALGORITHM")),
       cost_(world_->all_local ? kRingCost
             : world_->mixed   ? kMixedCost
+            : world_->by_mpi  ? kMpiCost
                               : kTcpCost) {
+  if (forced_ == "mpi") {
+    require_mpi();
+    forced_by_mpi_ = true;
+    forced_.clear();
+  }
   // Refuse an unknown name now rather than in the first operation.
   plan::select(plan::Collective::AllReduce, {0, world_->size, plan::Parts::even(1, world_->size), 0, world_->host},
                DType::Float32, cost_, forced_);
@@ -64,6 +71,7 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
 
 const char* NativeCommunicator::name() const {
   if (world_->all_local) return "shm rings";
+  if (world_->by_mpi) return world_->memory != nullptr ? "shm+mpi" : "mpi";
   return world_->memory != nullptr ? "shm+tcp" : "tcp";
 }
 
@@ -76,7 +84,7 @@ void NativeCommunicator::execute(const Operation& o) {
       return barrier(o);
     case OpKind::AllReduce:
       copy_in(o.out, o.in, o.prescale);
-      return run_plan(o, none, o.out);
+      return is_mpis_own(o) ? allreduce_by_mpi(o) : run_plan(o, none, o.out);
     case OpKind::Reduce: {
       const View work = at_root ? o.out : View{workspace(o.in.bytes()), o.in.count, o.in.dtype};
       copy_in(work, o.in, o.prescale);
@@ -182,15 +190,19 @@ void NativeCommunicator::alltoallv(const Operation& o) {
 // A byte from everyone to everyone: nobody is done before all have come. In a job of a usual size directly, so that whoever
 // waits knows for whom.
 void NativeCommunicator::barrier(const Operation& o) {
+  const transport::Tag tag{o.sequence, 0, o.signature};
+  meet(o, tag);
+  world_->transport->retire(tag);
+}
+
+void NativeCommunicator::meet(const Operation& o, const transport::Tag& tag) {
   std::vector<uint8_t> bytes(static_cast<size_t>(world_->size));
   const plan::Shape shape = shape_of(o, plan::Parts::even(bytes.size(), world_->size));
-  transport::Tag tag{o.sequence, 0, o.signature};
   if (world_->size <= kDirectBarrier && barrier_.steps.empty())
     barrier_ = plan::find_algorithm(plan::Collective::AllGather, "direct")->make(shape);
   const bool direct = world_->size <= kDirectBarrier;
   const plan::Plan& plan = direct ? barrier_ : choose(plan::Collective::AllGather, shape, DType::UInt8, false).plan;
   executor_->run(plan, tag, {}, {bytes.data(), bytes.size(), DType::UInt8}, ReduceOp::Sum, {}, o.deadline);
-  world_->transport->retire(tag);
 }
 
 std::byte* NativeCommunicator::workspace(size_t bytes) {

@@ -34,11 +34,16 @@ class NativeCommunicator final : public Communicator {
   void run_plan(const Operation& o, View in, View out);
   void alltoallv(const Operation& o);
   void barrier(const Operation& o);
+  void meet(const Operation& o, const transport::Tag& tag);
+  void require_mpi() const;
+  bool is_mpis_own(const Operation& o) const;
+  void allreduce_by_mpi(const Operation& o);
   std::byte* workspace(size_t bytes);
 
   std::unique_ptr<plan::Executor> executor_;
   const Operation* current_ = nullptr;  // for the executor's look_around
   std::string forced_;
+  bool forced_by_mpi_ = false;
   plan::LinkCost cost_;
   std::map<ChoiceKey, Choice> choices_;
   plan::Plan barrier_;

@@ -72,6 +72,7 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   job.rank = static_cast<int>(std::find(members.begin(), members.end(), world.rank) - members.begin());
   job.size = static_cast<int>(members.size());
   job.epoch = world.epoch;
+  job.mpi = world.mpi;
   job.token = parent.token_of_group(color);
   // Whoever has met the others waits for the outcome no longer than ROUNDEL_TIMEOUT: by then it must be known everywhere.
   job.start_timeout = std::min(start_timeout, kStartShare * operation_timeout);

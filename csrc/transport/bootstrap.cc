@@ -57,6 +57,8 @@ Card make_card(const Job& job) {
   card.host = host_id(job);
   card.process = ::getpid();
   card.process_space = process_space();
+  card.mpi_number = job.mpi_number;
+  card.prefers_mpi = job.prefers_mpi;
   std::string settings = format("protocol %d", kFrameVersion);
   for (const char* name : {"ROUNDEL_TRANSPORT", "ROUNDEL_ALGORITHM", "ROUNDEL_TCP_SOCKETS", "ROUNDEL_DEAD_SECONDS"})
     settings += format(", %s=%s", name, env::text(name).c_str());
@@ -304,7 +306,7 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, const Patie
 }  // namespace
 
 Rendezvous meet(const Job& job, const Identity& identity, const Patience& patience) {
-  if (job.size == 1) return {{Peer{}}, {}, {}};
+  if (job.size == 1) return {{Peer{0, {}, job.mpi_number, job.prefers_mpi}}, {}, {}};
   return job.rank == 0 ? host_rendezvous(job, identity, patience) : join_rendezvous(job, identity, patience);
 }
 

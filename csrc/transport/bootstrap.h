@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@
 #include "transport/patience.h"
 
 namespace roundel::transport {
+
+class MpiJob;
 
 // How this process finds its job; from the launcher's environment (python/roundel/launch/detect.py).
 struct Job {
@@ -21,14 +24,19 @@ struct Job {
   std::string rendezvous;  // "host:port" of rank 0
   int rendezvous_fd = -1;  // rank 0: a listening socket inherited from the launcher, which stays the launcher's
   double start_timeout = 60;
-  std::vector<int> members;    // of a group: the rank in the whole job of every rank; empty: this is the whole job
-  std::function<void()> look;  // called several times a second while the start waits; may throw a plain Error to end it
+  std::vector<int> members;     // of a group: the rank in the whole job of every rank; empty: this is the whole job
+  std::function<void()> look;   // called several times a second while the start waits; may throw a plain Error to end it
+  std::shared_ptr<MpiJob> mpi;  // the ranks as MPI knows them, where it was used to start
+  uint32_t mpi_number = 0;      // this rank's proposal, where MPI can carry bytes between the ranks
+  bool prefers_mpi = false;
   std::string host;  // ranks with equal ones share memory; empty: ROUNDEL_HOST_ID, else this machine and network namespace
 };
 
 struct Peer {
   int host = 0;  // numbered in order of first appearance
   Address address;
+  uint32_t mpi_number = 0;
+  bool prefers_mpi = false;
 };
 
 struct Rendezvous {

@@ -9,7 +9,7 @@
 namespace roundel::transport {
 
 inline constexpr uint32_t kFrameMagic = 0x4c444e52;  // "RNDL"
-inline constexpr uint16_t kFrameVersion = 4;
+inline constexpr uint16_t kFrameVersion = 5;
 inline constexpr uint64_t kMaxPayload = 64u << 20;  // executors send pieces far smaller; anything above is garbage
 
 // Flags. A frame that announces or grants has no payload: `length` is that of the message it is about. See stream.h.

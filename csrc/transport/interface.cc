@@ -4,6 +4,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -14,12 +15,6 @@
 namespace roundel::transport {
 namespace {
 
-struct Interface {
-  std::string name;
-  Address address;
-  std::string text;  // of the address, without a port
-};
-
 const in6_addr& ip6_of(const Address& address) { return reinterpret_cast<const sockaddr_in6*>(&address.storage)->sin6_addr; }
 
 in_addr_t ip4_of(const Address& address) { return reinterpret_cast<const sockaddr_in*>(&address.storage)->sin_addr.s_addr; }
@@ -29,7 +24,18 @@ std::string without_port(const Address& address) {
   return text.front() == '[' ? text.substr(1, text.size() - 2) : text;
 }
 
-// Of this host, those that are up, one entry for each address that others can use. (Link-local ones mean nothing elsewhere.)
+int prefix_of(const sockaddr* mask) {
+  if (mask == nullptr) return 0;
+  const bool is_ip4 = mask->sa_family == AF_INET;
+  const auto* bytes = is_ip4 ? reinterpret_cast<const uint8_t*>(&reinterpret_cast<const sockaddr_in*>(mask)->sin_addr)
+                             : reinterpret_cast<const uint8_t*>(&reinterpret_cast<const sockaddr_in6*>(mask)->sin6_addr);
+  int bits = 0;
+  for (int i = 0; i < (is_ip4 ? 4 : 16); ++i) bits += std::popcount(bytes[i]);
+  return bits;
+}
+
+}  // namespace
+
 std::vector<Interface> interfaces() {
   ifaddrs* list = nullptr;
   if (::getifaddrs(&list) != 0) throw system_error("getifaddrs", errno);
@@ -38,7 +44,7 @@ std::vector<Interface> interfaces() {
   for (const ifaddrs* at = list; at != nullptr; at = at->ifa_next) {
     const int family = at->ifa_addr != nullptr ? at->ifa_addr->sa_family : AF_UNSPEC;
     if ((family != AF_INET && family != AF_INET6) || (at->ifa_flags & IFF_UP) == 0) continue;
-    Interface each{at->ifa_name, {}, {}};
+    Interface each{at->ifa_name, {}, {}, prefix_of(at->ifa_netmask)};
     each.address.length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
     std::memcpy(&each.address.storage, at->ifa_addr, each.address.length);
     if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&ip6_of(each.address))) continue;
@@ -48,6 +54,8 @@ std::vector<Interface> interfaces() {
   }
   return found;
 }
+
+namespace {
 
 [[noreturn]] void raise_unknown(const std::string& wanted, const char* what, const std::vector<Interface>& all) {
   std::string has;

@@ -2,9 +2,22 @@
 // rendezvous takes.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "transport/handshake.h"
 
 namespace roundel::transport {
+
+struct Interface {
+  std::string name;
+  Address address;
+  std::string text;  // of the address, without a port
+  int prefix = 0;    // bits of its network
+};
+
+// Of this host, those that are up, one entry for each address that others can use. (Link-local ones mean nothing elsewhere.)
+std::vector<Interface> interfaces();
 
 bool is_wildcard(const Address& address);
 bool is_loopback(const Address& address);

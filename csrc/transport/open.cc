@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <filesystem>
 
 #include "base/env.h"
 #include "base/error.h"
 #include "base/failpoint.h"
 #include "base/log.h"
+#include "transport/mpi.h"
 #include "transport/stream.h"
 #include "transport/tcp.h"
 
@@ -20,14 +22,75 @@ namespace {
 constexpr char kStart[] = "the start";
 constexpr double kGiveUpSeconds = 0.1;
 
-enum class Mode { Auto, Shm, Tcp };
+enum class Mode { Auto, Shm, Tcp, Mpi, ShmTcp, ShmMpi };
+
+// Interconnects that MPI libraries drive past the kernel: InfiniBand and RoCE, Slingshot, Omni-Path.
+constexpr const char* kFabrics[] = {"/sys/class/infiniband", "/sys/class/cxi", "/sys/class/hfi1"};
 
 Mode mode_from_environment() {
   const std::string mode = env::text("ROUNDEL_TRANSPORT");
   if (mode == "auto") return Mode::Auto;
   if (mode == "shm") return Mode::Shm;
   if (mode == "tcp") return Mode::Tcp;
-  throw InvalidArgument("ROUNDEL_TRANSPORT: expected auto, shm or tcp, got '" + mode + "'");
+  if (mode == "mpi") return Mode::Mpi;
+  if (mode == "shm+tcp") return Mode::ShmTcp;
+  if (mode == "shm+mpi") return Mode::ShmMpi;
+  throw InvalidArgument("ROUNDEL_TRANSPORT: expected auto, shm, tcp, mpi, shm+tcp or shm+mpi, got '" + mode + "'");
+}
+
+bool uses_memory(Mode mode) { return mode != Mode::Tcp && mode != Mode::Mpi; }
+
+bool has_fabric() {
+  return std::any_of(std::begin(kFabrics), std::end(kFabrics), [](const char* path) {
+    std::error_code none;
+    return std::filesystem::is_directory(path, none) && !std::filesystem::is_empty(path, none);
+  });
+}
+
+// What this rank says of MPI to the others.
+Job with_mpi(Job job, Mode mode) {
+  const bool demanded = mode == Mode::Mpi || mode == Mode::ShmMpi;
+  if (demanded && job.mpi == nullptr && job.size > 1)
+    throw InvalidArgument(format("rank %d: ROUNDEL_TRANSPORT=%s, but neither mpirun nor init(comm=...) has started this job",
+                                 job.rank, env::text("ROUNDEL_TRANSPORT").c_str()));
+  if (job.mpi == nullptr) return job;
+  if (demanded && !job.mpi->carries_data())
+    throw InvalidArgument(
+        format("rank %d: ROUNDEL_TRANSPORT=%s needs MPI_THREAD_SERIALIZED at least, but %s was initialized "
+               "with less; initialize it with MPI_THREAD_MULTIPLE, or leave that to Roundel",
+               job.rank, env::text("ROUNDEL_TRANSPORT").c_str(), job.mpi->describe().c_str()));
+  if (!job.mpi->carries_data() || !(demanded || mode == Mode::Auto)) return job;
+  job.mpi_number = job.mpi->propose_number();
+  job.prefers_mpi = demanded || has_fabric();
+  return job;
+}
+
+// The same answer on every rank.
+bool all_prefer_mpi(const Rendezvous& met) {
+  return std::all_of(met.peers.begin(), met.peers.end(),
+                     [](const Peer& peer) { return peer.mpi_number > 0 && peer.prefers_mpi; });
+}
+
+uint32_t highest_number(const Rendezvous& met) {
+  uint32_t highest = 0;
+  for (const Peer& peer : met.peers) highest = std::max(highest, peer.mpi_number);
+  return highest;
+}
+
+// One line of what was chosen, and why.
+std::string describe(const World& world, Mode mode) {
+  const std::string across = world.by_mpi ? "MPI" : "tcp";
+  std::string text = world.all_local ? "shared memory" : world.mixed ? "shared memory and " + across : across;
+  if (mode != Mode::Auto)
+    text += " (ROUNDEL_TRANSPORT=" + env::text("ROUNDEL_TRANSPORT") + ")";
+  else if (world.mpi != nullptr && !world.all_local && !world.by_mpi)
+    text += world.mpi->carries_data()
+                ? " (not MPI: not every host has a fabric that needs it; ROUNDEL_TRANSPORT=shm+mpi forces it)"
+                : " (not MPI: it was initialized for one thread)";
+  else if (world.by_mpi)
+    text += " (every host has a fabric)";
+  if (world.mpi != nullptr) text += "; started by way of " + world.mpi->describe();
+  return text;
 }
 
 void check_job(const Job& job) {
@@ -37,14 +100,22 @@ void check_job(const Job& job) {
     throw InvalidArgument("a job of several ranks needs a rendezvous address, got none");
 }
 
+// Ranks that this one shares no memory with.
+std::vector<int> far_ranks(const World& world) {
+  std::vector<int> far;
+  for (int r = 0; r < world.size; ++r) {
+    const bool shared =
+        world.memory != nullptr && world.host[static_cast<size_t>(r)] == world.host[static_cast<size_t>(world.rank)];
+    if (r != world.rank && !shared) far.push_back(r);
+  }
+  return far;
+}
+
 std::map<int, StreamTransport::Channels> open_sockets(const World& world, const Identity& identity, const Rendezvous& met,
                                                       const Patience& patience) {
   std::map<int, Address> lower;
   std::vector<int> higher;
-  for (int r = 0; r < world.size; ++r) {
-    const bool shared =
-        world.memory != nullptr && world.host[static_cast<size_t>(r)] == world.host[static_cast<size_t>(world.rank)];
-    if (r == world.rank || shared) continue;
+  for (const int r : far_ranks(world)) {
     if (r < world.rank)
       lower[r] = met.peers[static_cast<size_t>(r)].address;
     else
@@ -65,13 +136,19 @@ void open_ways(World& world, const Identity& identity, const Rendezvous& met, bo
     world.private_bell = std::make_unique<Doorbell>(world.private_bell_state.get(), std::move(event));
   }
   std::vector<StreamTransport::Channels> channels(static_cast<size_t>(world.size));
-  for (auto& [rank, sockets] : open_sockets(world, identity, met, patience))
-    channels[static_cast<size_t>(rank)] = std::move(sockets);
+  if (!world.by_mpi)
+    for (auto& [rank, sockets] : open_sockets(world, identity, met, patience))
+      channels[static_cast<size_t>(rank)] = std::move(sockets);
   if (world.memory != nullptr)
     for (int i = 0; i < world.memory->size(); ++i)
       if (i != world.memory->index())
         channels[static_cast<size_t>(world.local[static_cast<size_t>(i)])].push_back(world.memory->channel(i));
-  world.transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world.bell(), world.spin);
+  auto transport = std::make_unique<StreamTransport>(identity, std::move(channels), &world.bell(), world.spin);
+  if (world.by_mpi) {
+    const auto number = std::make_shared<MpiNumber>(world.mpi, highest_number(met));
+    for (auto& stripe : open_mpi(identity, number, far_ranks(world), world.members)) transport->add(std::move(stripe));
+  }
+  world.transport = std::move(transport);
 }
 
 // What ends the start of one rank ends everybody's, with the same word.
@@ -99,10 +176,11 @@ void give_up(Monitor& monitor) {
 
 }  // namespace
 
-std::unique_ptr<World> open_world(const Job& job) {
-  check_job(job);
+std::unique_ptr<World> open_world(const Job& wanted) {
+  check_job(wanted);
   failpoint::configure();
   const Mode mode = mode_from_environment();
+  const Job job = with_mpi(wanted, mode);
   const Deadline deadline = Deadline::after(job.start_timeout);
   const Identity identity(job.token, job.rank, job.size, job.epoch);
   if (job.members.empty()) log::set_rank(job.rank);  // a group's ranks keep the job's numbers
@@ -124,8 +202,10 @@ std::unique_ptr<World> open_world(const Job& job) {
   const bool one_host = static_cast<int>(world->local.size()) == job.size;
   if (mode == Mode::Shm && !one_host)
     throw Error(format("rank %d: ROUNDEL_TRANSPORT=shm, but the ranks are on several hosts; use auto", job.rank));
-  world->all_local = one_host && mode != Mode::Tcp;
-  world->mixed = !one_host && mode != Mode::Tcp && *std::max_element(world->host.begin(), world->host.end()) + 1 < job.size;
+  world->mpi = job.mpi;
+  world->all_local = one_host && uses_memory(mode);
+  world->by_mpi = !world->all_local && job.size > 1 && all_prefer_mpi(met);
+  world->mixed = !one_host && uses_memory(mode) && *std::max_element(world->host.begin(), world->host.end()) + 1 < job.size;
   world->spin = spin_seconds(static_cast<int>(world->local.size()));
 
   // The failure detector comes first: whoever dies from now on is noticed by all that still wait for something.
@@ -139,7 +219,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   try {
     failpoint::pass(failpoint::Point::StartVerdict);
     // Shared memory even for one rank alone where nothing crosses hosts: its arena is where buffers live.
-    open_ways(*world, identity, met, mode != Mode::Tcp && (world->local.size() > 1 || job.size == 1),
+    open_ways(*world, identity, met, uses_memory(mode) && (world->local.size() > 1 || job.size == 1),
               {deadline, [&] {
                  world->monitor->raise_trouble(kStart);
                  if (job.look) job.look();
@@ -156,9 +236,7 @@ std::unique_ptr<World> open_world(const Job& job) {
   if (world->memory != nullptr) world->monitor->add(world->memory->take_watches());
   log::info(format("%d ranks on %d hosts, %zu here, %s", job.size,
                    *std::max_element(world->host.begin(), world->host.end()) + 1, world->local.size(),
-                   world->all_local           ? "shared memory"
-                   : world->memory != nullptr ? "shared memory and tcp"
-                                              : "tcp"));
+                   describe(*world, mode).c_str()));
   return world;
 }
 

@@ -21,11 +21,13 @@ struct World {
   int rank = 0;
   int size = 1;
   uint32_t epoch = 1;
-  std::vector<int> host;   // host[r], numbered in order of first appearance
-  std::vector<int> local;  // global ranks on this host, ascending
-  bool all_local = true;   // every pair talks through shared memory
-  bool mixed = false;      // some pairs do, others use tcp; the same on every rank, unlike memory != nullptr
-  double spin = 0;         // seconds, see Backoff
+  std::vector<int> host;        // host[r], numbered in order of first appearance
+  std::vector<int> local;       // global ranks on this host, ascending
+  bool all_local = true;        // every pair talks through shared memory
+  bool mixed = false;           // some pairs do, others do not; the same on every rank, unlike memory != nullptr
+  bool by_mpi = false;          // those that do not use MPI's messages, not tcp
+  std::shared_ptr<MpiJob> mpi;  // of the whole job
+  double spin = 0;              // seconds, see Backoff
 
   // Destroyed in reverse order: the monitor's thread first of all.
   std::unique_ptr<DoorbellState> private_bell_state;

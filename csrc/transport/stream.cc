@@ -1,6 +1,8 @@
 #include "transport/stream.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,6 +24,7 @@ constexpr uint32_t kBookkeeping = 2;       // units that a message of no bytes c
 constexpr size_t kMaxAnnounced = 64;       // point-to-point messages announced to one peer at a time; the rest wait unannounced
 constexpr size_t kWorthATurn = 32u << 10;  // smaller payloads do not keep a socket busy
 constexpr double kClosing = 1;             // seconds without a byte, after the end of one of several channels of a peer
+constexpr unsigned kAllLooks = 16;         // polls, of which one looks for what nobody waits for
 constexpr double kHangUp = 0.1;            // seconds for what was written to arrive, where the peer has nothing to tell us
 constexpr double kHangUpWithNews = 5;      // and where it may: its frame would meet a closed socket, which destroys the rest
 
@@ -37,7 +40,7 @@ struct StreamTransport::Peer {
   int rank = -1;
   std::vector<std::unique_ptr<Stripe>> stripes;
   size_t next_stripe = 0;
-  bool local = false;               // the doorbell announces its bytes
+  Wake wake = Wake::ByDescriptor;
   Clock::time_point quiet_since{};  // since a channel of several has ended, or has moved bytes after that
 
   std::map<Key, Posted> posted;
@@ -85,17 +88,20 @@ StreamTransport::StreamTransport(const Identity& identity, std::vector<Channels>
   for (size_t r = 0; r < channels.size(); ++r) {
     Peer& peer = peers_[r];
     peer.rank = static_cast<int>(r);
-    if (channels[r].empty()) continue;
-    connected_.push_back(&peer);
-    for (auto& channel : channels[r]) {
-      const int descriptor = channel->descriptor();
-      peer.stripes.push_back(std::make_unique<Stripe>(identity_.rank, peer.rank, std::move(channel), crc));
-      peer.local = descriptor < 0;
-      if (peer.local) continue;
-      epoll_event event{EPOLLIN, {.ptr = peer.stripes.back().get()}};
-      if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) throw system_error("epoll_ctl", errno);
-    }
+    for (auto& channel : channels[r]) add(std::make_unique<ByteStripe>(identity_.rank, peer.rank, std::move(channel), crc));
   }
+}
+
+void StreamTransport::add(std::unique_ptr<Stripe> stripe) {
+  Peer& peer = peer_at(stripe->peer());
+  if (peer.stripes.empty()) connected_.push_back(&peer);
+  peer.wake = stripe->wake();
+  looks_ |= peer.wake == Wake::ByLooking;
+  if (const int descriptor = stripe->descriptor(); descriptor >= 0) {
+    epoll_event event{EPOLLIN, {.ptr = stripe.get()}};
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) throw system_error("epoll_ctl", errno);
+  }
+  peer.stripes.push_back(std::move(stripe));
 }
 
 StreamTransport::~StreamTransport() {
@@ -104,11 +110,18 @@ StreamTransport::~StreamTransport() {
   double seconds = kHangUp;
   for (const Peer* peer : connected_)
     for (const auto& stripe : peer->stripes) {
-      if (stripe->closed() || stripe->channel().socket() < 0) continue;
-      sockets.push_back(stripe->channel().socket());
+      if (stripe->closed() || stripe->socket() < 0) continue;
+      sockets.push_back(stripe->socket());
       if (peer->in_flight() > credit_ / 4) seconds = kHangUpWithNews;
     }
   hang_up(std::move(sockets), seconds);
+  if (!looks_) return;
+  std::vector<Stripe*> open;
+  for (const Peer* peer : connected_)
+    for (const auto& stripe : peer->stripes) open.push_back(stripe.get());
+  for (Stripe* stripe : open) stripe->end();
+  for (const Deadline deadline = Deadline::after(seconds); !open.empty() && !deadline.passed(); ::usleep(kShortestNap))
+    std::erase_if(open, [](Stripe* stripe) { return stripe->ended(); });
 }
 
 StreamTransport::Peer& StreamTransport::peer_at(int rank) { return peers_[static_cast<size_t>(rank)]; }
@@ -372,8 +385,7 @@ bool StreamTransport::pump(Stripe& stripe) {
   if (stripe.closed()) return false;
   const bool moved = stripe.pump(*this);
   if (moved) peer_at(stripe.peer()).quiet_since = {};
-  if (stripe.closed() && stripe.channel().descriptor() >= 0)
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stripe.channel().descriptor(), nullptr);
+  if (stripe.closed() && stripe.descriptor() >= 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stripe.descriptor(), nullptr);
   return moved;
 }
 
@@ -381,20 +393,27 @@ bool StreamTransport::pump(Stripe& stripe) {
 
 bool StreamTransport::poll() {
   bool moved = false;
+  const bool looks_around = ++looked_ % kAllLooks == 0;  // also for what nobody waits for
   for (Peer* peer : connected_) {
     for (const auto& stripe : peer->stripes)
       if (!stripe->idle()) moved |= flush(*peer, *stripe);
-    if (peer->local || peer->awaits())
+    if (peer->wake == Wake::ByBell || peer->awaits() || (peer->wake == Wake::ByLooking && looks_around))
       for (const auto& stripe : peer->stripes) moved |= pump(*stripe);
     if ((peer->awaits() || peer->sending()) && peer->gone()) raise_gone(*peer);
   }
-  if (moved) backoff_.reset();
+  if (moved) {
+    backoff_.reset();
+    nap_microseconds_.store(kShortestNap, std::memory_order_relaxed);
+  }
   return moved;
 }
 
 void StreamTransport::sleep(Deadline deadline, const Disturbed& disturbed) {
   if (backoff_.again()) return;
-  if (arm(disturbed)) wait_for_events(deadline.milliseconds_left(100));
+  if (arm(disturbed)) {
+    if (looks_) nap();
+    wait_for_events(looks_ ? 0 : deadline.milliseconds_left(100));
+  }
   bell_->awake();
   backoff_.reset();
 }
@@ -407,6 +426,7 @@ bool StreamTransport::arm(const Disturbed& disturbed) {
 }
 
 void StreamTransport::doze() {
+  if (looks_) return nap();
   epoll_event events[1];
   ::epoll_wait(epoll_.get(), events, 1, 100);
 }
@@ -414,6 +434,14 @@ void StreamTransport::doze() {
 void StreamTransport::awake() {
   wait_for_events(0);
   bell_->awake();
+}
+
+void StreamTransport::nap() {
+  const long microseconds = nap_microseconds_.load(std::memory_order_relaxed);
+  nap_microseconds_.store(std::min(2 * microseconds, kLongestNap), std::memory_order_relaxed);
+  pollfd events{epoll_.get(), POLLIN, 0};
+  const timespec time{0, microseconds * 1000};
+  ::ppoll(&events, 1, &time, nullptr);
 }
 
 // Takes up bytes that nobody has asked for yet too: else they would end every sleep.
@@ -426,12 +454,12 @@ void StreamTransport::wait_for_events(int milliseconds) {
 
 void StreamTransport::watch_writable() {
   for (Peer* peer : connected_) {
-    if (peer->local) continue;
+    if (peer->wake != Wake::ByDescriptor) continue;
     for (const auto& stripe : peer->stripes) {
       if (stripe->closed() || stripe->wants_write == !stripe->idle()) continue;
       stripe->wants_write = !stripe->idle();
       epoll_event event{EPOLLIN | (stripe->wants_write ? EPOLLOUT : 0u), {.ptr = stripe.get()}};
-      ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stripe->channel().descriptor(), &event);
+      ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stripe->descriptor(), &event);
     }
   }
 }
@@ -464,7 +492,7 @@ std::vector<int> StreamTransport::waiting_for() const {
 
 bool StreamTransport::exhausted(int peer_rank) const {
   const Peer& peer = peers_[static_cast<size_t>(peer_rank)];
-  return peer.stripes.empty() || peer.local || peer.ended() || peer.sending() || !peer.waiting.empty();
+  return peer.stripes.empty() || peer.wake == Wake::ByBell || peer.ended() || peer.sending() || !peer.waiting.empty();
 }
 
 size_t StreamTransport::kept_bytes(int peer) const { return peers_[static_cast<size_t>(peer)].early_bytes; }

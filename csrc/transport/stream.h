@@ -12,10 +12,13 @@
 // complete may not see that others disagreed about it; the next one in which it hears from them, or from whoever has heard from
 // them, does not end well for it either.
 //
+// Where nothing announces what comes (MPI), sleeps are short: from kShortestNap on, longer the longer nothing has come.
+//
 // With several channels to a peer, frames take whichever has the least to do: tags match them, in any order.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -37,6 +40,8 @@ class StreamTransport final : public Transport, private FrameSink {
   // channels[r] lead to rank r; none to this rank itself.
   StreamTransport(const Identity& identity, std::vector<Channels> channels, Doorbell* bell, double spin_seconds);
   ~StreamTransport() override;
+  // One more way to a rank, before the first message.
+  void add(std::unique_ptr<Stripe> stripe);
 
   Ticket send(int peer, const Tag& tag, ConstBytes bytes) override;
   Ticket recv(int peer, const Tag& tag, Bytes bytes) override;
@@ -56,6 +61,7 @@ class StreamTransport final : public Transport, private FrameSink {
 
  private:
   static constexpr size_t kRemembered = 16;
+  static constexpr long kShortestNap = 20, kLongestNap = 1000;
   struct Posted {
     Signature signature;
     Bytes into;
@@ -95,6 +101,7 @@ class StreamTransport final : public Transport, private FrameSink {
   bool pump(Stripe& stripe);
   void watch_writable();
   void wait_for_events(int milliseconds);
+  void nap();
   [[noreturn]] void raise_mismatch(int peer, const Signature& ours, const Signature& theirs) const;
   [[noreturn]] void raise_stale(int peer, uint64_t sequence, const Signature& theirs) const;
   [[noreturn]] void raise_gone(const Peer& peer) const;
@@ -106,6 +113,9 @@ class StreamTransport final : public Transport, private FrameSink {
   Doorbell* bell_;
   Backoff backoff_;
   Fd epoll_;
+  bool looks_ = false;                                // there are peers that nothing announces
+  unsigned looked_ = 0;                               // polls so far
+  std::atomic<long> nap_microseconds_{kShortestNap};  // of the next sleep between two looks
   bool abandoned_ = false;
   Tag current_;                                    // the collective that was begun last
   uint64_t retired_ = 0;                           // the last complete collective

@@ -18,9 +18,8 @@ constexpr size_t kParts = 16;
 
 }  // namespace
 
-Stripe::Stripe(int rank, int peer, std::unique_ptr<Channel> channel, bool checked)
-    : rank_(rank),
-      peer_(peer),
+ByteStripe::ByteStripe(int rank, int peer, std::unique_ptr<Channel> channel, bool checked)
+    : Stripe(rank, peer, channel->descriptor() < 0 ? Wake::ByBell : Wake::ByDescriptor),
       channel_(std::move(channel)),
       checked_(checked && channel_->leaves_host()),
       stage_(new std::byte[kStage]) {}
@@ -31,7 +30,7 @@ void Stripe::queue(Outgoing frame) {
   out_.push_back(std::move(frame));
 }
 
-bool Stripe::flush(FrameSink& sink) {
+bool ByteStripe::flush(FrameSink& sink) {
   size_t moved = 0;
   while (!out_.empty() && moved < kTurn) {
     iovec parts[kParts];
@@ -76,13 +75,13 @@ bool Stripe::flush(FrameSink& sink) {
   return moved > 0;
 }
 
-void Stripe::take(std::byte* bytes, size_t count) {
+void ByteStripe::take(std::byte* bytes, size_t count) {
   if (count > 0) failpoint::pass(failpoint::Point::StreamReceived, bytes, count);
   if ((header_.flags & kHasPayloadCrc) != 0) crc_ = crc32c(bytes, count, crc_);
   payload_got_ += count;
 }
 
-bool Stripe::pump(FrameSink& sink) {
+bool ByteStripe::pump(FrameSink& sink) {
   size_t moved = 0;
   for (bool drained = false; !closed_;) {
     const size_t staged = stage_end_ - stage_begin_;
@@ -140,7 +139,7 @@ bool Stripe::pump(FrameSink& sink) {
   return moved > 0;
 }
 
-void Stripe::redirect(Bytes into) {
+void ByteStripe::redirect(Bytes into) {
   std::copy_n(into_.begin(), payload_got_, into.begin());
   into_ = into;
 }

@@ -1,9 +1,9 @@
-// A stripe: one channel to a peer. Takes frames from a queue and writes them; reads frames and asks its sink where their
-// payloads go.
+// A stripe: one way to a peer. Takes frames from a queue and sends them; receives frames and asks its sink where their payloads
+// go. ByteStripe does so over a channel, MpiStripe (mpi.h) with messages.
 //
-// Small frames share a write, and a read takes what follows a payload along, so that a small message costs one system call at
-// either end. A payload longer than what came with its header goes straight to its place. Checksums are computed while the
-// bytes are in the cache: right before they are written, right after they have come.
+// Of a ByteStripe: small frames share a write, and a read takes what follows a payload along, so that a small message costs one
+// system call at either end. A payload longer than what came with its header goes straight to its place. Checksums are computed
+// while the bytes are in the cache: right before they are written, right after they have come.
 #pragma once
 
 #include <deque>
@@ -41,26 +41,32 @@ class FrameSink {
 
 using Key = std::pair<uint64_t, uint32_t>;  // sequence, index
 
+// How one learns that there is something to receive.
+enum class Wake { ByBell, ByDescriptor, ByLooking };
+
 class Stripe {
  public:
-  // `checked`: payloads that leave here carry a checksum.
-  Stripe(int rank, int peer, std::unique_ptr<Channel> channel, bool checked);
+  Stripe(int rank, int peer, Wake wake) : rank_(rank), peer_(peer), wake_(wake) {}
+  virtual ~Stripe() = default;
 
   int peer() const { return peer_; }
-  Channel& channel() { return *channel_; }
+  Wake wake() const { return wake_; }
   // The other end has closed and everything has been read.
   bool closed() const { return closed_; }
+  // To wait on, and to hang up at the end; -1 where there is none.
+  virtual int descriptor() const { return -1; }
+  virtual int socket() const { return -1; }
 
   void queue(Outgoing frame);
   size_t queued_bytes() const { return queued_bytes_; }
-  bool idle() const { return out_.empty(); }
+  virtual bool idle() const { return out_.empty(); }
   // Whether anything is queued that the peer waits for; news of credit alone is not.
   bool owes() const { return owed_ > 0; }
 
-  // Writes what the channel takes, reads what it has, a bounded amount each time. True when anything moved.
+  // Sends what can be sent, receives what has come, a bounded amount each time. True when anything moved.
   // flush() throws PeerGone; pump() throws CorruptFrame and whatever the sink does.
-  bool flush(FrameSink& sink);
-  bool pump(FrameSink& sink);
+  virtual bool flush(FrameSink& sink) = 0;
+  virtual bool pump(FrameSink& sink) = 0;
 
   // The payload under way: of which message, and whether the sink keeps it for later.
   enum class Fate { Posted, Early, Dropped } fate = Fate::Dropped;
@@ -68,24 +74,24 @@ class Stripe {
     return in_payload_ && fate == of_fate && Key{header_.sequence, header_.index} == key;
   }
   // Sends the rest of the payload under way elsewhere, after what is here already.
-  void redirect(Bytes into);
+  virtual void redirect(Bytes into) = 0;
 
   // Drops all that is queued.
   void drop_output();
   // The same, and reads nothing any more.
-  void close();
+  virtual void close();
+
+  // Where nobody else tells the peer that this is the end: says so. ended(): it has said so too; or there is no need.
+  virtual void end() {}
+  virtual bool ended() { return true; }
 
   std::vector<std::byte> dropped;  // where a payload goes that nobody wants
   bool wants_write = false;        // as told to epoll, by the transport
 
- private:
-  static constexpr size_t kStage = 8 << 10;
-  void take(std::byte* bytes, size_t count);  // at their place
-
+ protected:
   int rank_;
   int peer_;
-  std::unique_ptr<Channel> channel_;
-  bool checked_;
+  Wake wake_;
   bool closed_ = false;
 
   std::deque<Outgoing> out_;
@@ -93,9 +99,28 @@ class Stripe {
   size_t owed_ = 0;  // frames
 
   FrameHeader header_;
-  size_t header_got_ = 0;
   bool in_payload_ = false;
   Bytes into_;
+};
+
+class ByteStripe final : public Stripe {
+ public:
+  // `checked`: payloads that leave here carry a checksum.
+  ByteStripe(int rank, int peer, std::unique_ptr<Channel> channel, bool checked);
+
+  int descriptor() const override { return channel_->descriptor(); }
+  int socket() const override { return channel_->socket(); }
+  bool flush(FrameSink& sink) override;
+  bool pump(FrameSink& sink) override;
+  void redirect(Bytes into) override;
+
+ private:
+  static constexpr size_t kStage = 8 << 10;
+  void take(std::byte* bytes, size_t count);  // at their place
+
+  std::unique_ptr<Channel> channel_;
+  bool checked_;
+  size_t header_got_ = 0;
   size_t payload_got_ = 0;
   uint32_t crc_ = 0;
   std::unique_ptr<std::byte[]> stage_;  // what was read beyond a payload: [stage_begin_, stage_end_)

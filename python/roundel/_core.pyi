@@ -6,7 +6,37 @@ import collections.abc
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['Communicator', 'Engine', 'EngineHandle', 'Handle', 'OptimizerPlan', 'failpoints', 'flight_record', 'grad_norm', 'in_forked_child', 'info', 'optimizer_hyper', 'optimizer_needs_steps', 'optimizer_states', 'scale_tensors', 'setting_bytes', 'settings', 'write_flight_record']
+__all__: list[str] = ['Communicator', 'Engine', 'EngineHandle', 'Handle', 'MpiJob', 'OptimizerPlan', 'addresses', 'failpoints', 'finish_mpi', 'flight_record', 'grad_norm', 'in_forked_child', 'info', 'mpi_threads', 'optimizer_hyper', 'optimizer_needs_steps', 'optimizer_states', 'scale_tensors', 'setting_bytes', 'settings', 'write_flight_record']
+class MpiJob:
+    """
+    A job's ranks as MPI knows them.
+    """
+    def __init__(self, family: str = '', opener: str = '', folders: collections.abc.Sequence[str] = [], comm_address: typing.SupportsInt | typing.SupportsIndex = 0, seconds: typing.SupportsFloat | typing.SupportsIndex = 60.0) -> None:
+        """
+        Open the MPI library, initialize MPI unless somebody has, and duplicate the communicator whose handle is at this address, or MPI_COMM_WORLD. All its ranks call this.
+        """
+    def describe(self) -> str:
+        """
+        Version, file, ABI and threads.
+        """
+    def gather(self, text: str, seconds: typing.SupportsFloat | typing.SupportsIndex = 60.0) -> list[str]:
+        """
+        Every rank's text, on every rank.
+        """
+    @property
+    def carries_data(self) -> bool:
+        """
+        Whether MPI was initialized for calls from several threads, at least one at a time.
+        """
+    @property
+    def rank(self) -> int:
+        ...
+    @property
+    def size(self) -> int:
+        ...
+    @property
+    def threads(self) -> str:
+        ...
 class Handle:
     """
     An operation under way.
@@ -31,7 +61,7 @@ class Communicator:
     dimension 0, one number for each rank.
     """
     @staticmethod
-    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: typing_extensions.Buffer = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> Communicator:
+    def open(rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex, rendezvous: str = '', rendezvous_fd: typing.SupportsInt | typing.SupportsIndex = -1, token: typing_extensions.Buffer = b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00', epoch: typing.SupportsInt | typing.SupportsIndex = 1, start_timeout: typing.SupportsFloat | typing.SupportsIndex = 0.0, mpi: MpiJob = None) -> Communicator:
         """
         Meet the other ranks; blocks until all have come.
         """
@@ -313,9 +343,17 @@ class OptimizerPlan:
     @property
     def tensors(self) -> int:
         ...
+def addresses() -> list:
+    """
+    This host's interfaces that are up: (name, address, bits of its network).
+    """
 def failpoints() -> list:
     """
     Names of the points that ROUNDEL_FAILPOINT may name.
+    """
+def finish_mpi(seconds: typing.SupportsFloat | typing.SupportsIndex = 5.0) -> None:
+    """
+    Finalize MPI at the end of the process, if it was initialized here and all ranks come to their end.
     """
 def flight_record() -> list:
     """
@@ -333,6 +371,10 @@ def in_forked_child() -> bool:
 def info() -> dict:
     """
     What was built and found, as text by topic.
+    """
+def mpi_threads() -> typing.Any:
+    """
+    The thread level of the MPI library in use, such as 'MPI_THREAD_MULTIPLE', or None.
     """
 def optimizer_hyper(rule: str, options: dict) -> list[str]:
     """

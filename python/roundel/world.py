@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from roundel import _core
 from roundel.errors import RoundelError
-from roundel.launch.detect import detect
+from roundel.launch.detect import detect, finish
 
 __all__ = [
     "communicator",
@@ -20,6 +21,7 @@ __all__ = [
     "is_initialized",
     "local_rank",
     "local_size",
+    "met_by_mpi",
     "rank",
     "shutdown",
     "size",
@@ -36,6 +38,7 @@ class _World:
     local_size: int
     cross_rank: int
     cross_size: int
+    mpi: _core.MpiJob | None = None  # where the ranks have met through MPI
 
 
 _world: _World | None = None
@@ -65,16 +68,17 @@ def _place(comm: _core.Communicator, local_rank: int | None, local_size: int | N
     )
 
 
-def init(start_timeout: float | None = None, check: Callable[[int], None] | None = None) -> None:
+def init(start_timeout: float | None = None, check: Callable[[int], None] | None = None, comm: Any = None) -> None:
     """What roundel.init() (start.py) does once it knows that all ranks are wanted. Repeated calls do nothing.
 
+    comm: an mpi4py communicator whose ranks are the job, whoever has started them.
     check: is told the job's size before the ranks meet, and may raise.
     """
     global _world
     with _lock:
         if _world is not None:
             return
-        job = detect()
+        job = detect(comm=comm)
         if check is not None:
             check(1 if job is None else job.size)
         if job is None:
@@ -89,10 +93,11 @@ def init(start_timeout: float | None = None, check: Callable[[int], None] | None
                 token=job.token,
                 epoch=job.epoch,
                 start_timeout=start_timeout or 0.0,
+                mpi=job.mpi,
             )
         finally:
             job.token[:] = bytes(len(job.token))  # used: the core has wiped its copies too
-        _world = _place(comm, job.local_rank, job.local_size)
+        _world = replace(_place(comm, job.local_rank, job.local_size), mpi=job.mpi)
 
 
 def shutdown() -> None:
@@ -105,7 +110,12 @@ def shutdown() -> None:
         world.comm.shutdown()
 
 
-atexit.register(shutdown)
+def _end() -> None:
+    shutdown()
+    finish()
+
+
+atexit.register(_end)
 
 
 def is_initialized() -> bool:
@@ -127,6 +137,11 @@ def communicator() -> _core.Communicator:
 def engine() -> _core.Engine:
     """The engine of all ranks: named requests in any order. Raises RoundelError before init()."""
     return _get().engine
+
+
+def met_by_mpi() -> bool:
+    """The job's ranks have met through MPI, which may carry its data too. False before init()."""
+    return _world is not None and _world.mpi is not None
 
 
 def rank() -> int:

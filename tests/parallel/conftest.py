@@ -9,11 +9,33 @@ Arguments other than `comm` must be JSON values.
 from __future__ import annotations
 
 import pytest
+from mpi_team import MpiTeam, launcher
 from team import Team
 
 # A job of one has one way to run; plans by name are compared at more sizes in test_algorithms.py.
 ALL_TEAMS = [("shm", 1), *((transport, size) for transport in ("shm", "tcp", "hosts") for size in (2, 3, 4))]
 ALL_TEAMS += [("ring", 3), ("tree", 3), ("hierarchical", 4)]
+
+# Modules whose cases run under mpirun too, data over MPI; the rest of them with `make soak`.
+MPI = ("mpich", "openmpi")
+MPI_MODULES = {"test_collectives"}
+SOAK_MPI_MODULES = {
+    "test_algorithms", "test_adasum", "test_collectives_front", "test_divergence", "test_engine", "test_rooted", "test_split",
+    "test_torch_ops", "test_torch_optimizer", "test_torch_process_sets", "test_uneven",
+}  # fmt: skip
+
+
+def mpi_teams(module: str) -> list:
+    if module not in MPI_MODULES | SOAK_MPI_MODULES:
+        return []
+    teams = []
+    for family in MPI:
+        for size in (2, 4):
+            marks = [] if module in MPI_MODULES and (family, size) in {("mpich", 2), ("openmpi", 2)} else [pytest.mark.soak]
+            if launcher(family) is None:
+                marks.append(pytest.mark.skip(reason=f"pip install {family}"))
+            teams.append(pytest.param((family, size), marks=marks, id=f"{family}-{size}"))
+    return teams
 
 
 def pytest_configure(config):
@@ -24,8 +46,9 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     if "comm" in metafunc.fixturenames:
         teams = getattr(metafunc.module, "TEAMS", ALL_TEAMS)
-        ids = [f"{transport}-{size}" for transport, size in teams]
-        metafunc.parametrize("comm", teams, ids=ids, indirect=True, scope="session")
+        given = [pytest.param(team, id=f"{team[0]}-{team[1]}") for team in teams]
+        given += mpi_teams(metafunc.module.__name__)
+        metafunc.parametrize("comm", given, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(items):
@@ -40,7 +63,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def comm(request):
     transport, size = request.param
-    with Team(size, transport) as team:
+    with (MpiTeam if transport in MPI else Team)(size, transport) as team:
         yield team
 
 

@@ -85,12 +85,11 @@ def test_a_process_that_nobody_launched(environ):
     ("environ", "launcher"),
     [
         ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}, "horovodrun"),
-        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI's mpirun"),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_FD": "9"}, "an mpirun of MPICH's kind"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "4"}, "srun"),
     ],
 )
 def test_ranks_of_launchers_that_are_not_followed_are_not_left_alone(environ, launcher, ours):
-    with pytest.raises(LaunchError, match=f"^{launcher} has started this process .*=[24] are set.*roundelrun"):
+    with pytest.raises(LaunchError, match=f"^{launcher} has started this process .*=4 are set.*roundelrun"):
         detect(environ)
     assert detect(environ | ours).rank == 1
 

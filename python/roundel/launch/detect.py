@@ -1,7 +1,7 @@
 """detect(): which launcher started this process, which rank it is, and where and with what token the ranks meet.
 
-In this order: our own variables (set by roundelrun, a script or by hand), then torchrun's, else none: a single process.
-Ranks of launchers that are known but not followed are refused: each would believe itself alone.
+In this order: our own variables (set by roundelrun, a script or by hand), then torchrun's, then mpirun's (mpirun.py), else
+none: a single process. Ranks of launchers that are known but not followed are refused: each would believe itself alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import stat
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,9 +59,10 @@ class Launch:
     rendezvous_fd: int | None
     token: bytearray = dataclasses.field(repr=False)
     epoch: int
+    mpi: Any = None  # _core.MpiJob, where the ranks have met through MPI
 
 
-def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
+def detect(environ: Mapping[str, str] = os.environ, comm: Any = None) -> Launch | None:
     """Find this process's place in its job; None when no launcher started it (a single process, size 1).
 
     Each call that finds a job counts as one init: all ranks have to call it equally often.
@@ -69,14 +71,21 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
     MASTER_ADDR:MASTER_PORT can read: **such a job is as trusted as that store**. With ROUNDEL_TOKEN_FILE the token
     comes from that file on every host and only the address goes through the store.
 
+    The same holds for mpirun's own channel; see mpirun.py. comm: an mpi4py communicator whose ranks are the job's, whoever has
+    started them.
+
     Raises LaunchError when variables are missing, malformed, contradictory or another launcher's, ConnectionError or
     TimeoutError when the TCPStore is not reached or rank 0 does not publish within ROUNDEL_START_TIMEOUT seconds.
     """
     global _launches
-    if any(name in environ for name in OURS):
+    if comm is not None:
+        found = _from_mpi(environ, comm, _launches + 1)
+    elif any(name in environ for name in OURS):
         found = _from_our_variables(environ, _launches + 1)
     elif _torchrun(environ):
         found = _from_torchrun(environ, _launches + 1)
+    elif any(environ.get(name, "1") != "1" for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) or "PMI_PORT" in environ:
+        found = _from_mpi(environ, None, _launches + 1)
     else:
         _refuse_other_launchers(environ)
         return None
@@ -86,8 +95,7 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
 
 _OTHERS = {  # what they set in the ranks of a job of several
     "horovodrun": ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_SIZE"),
-    "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    "an mpirun of MPICH's kind": ("PMI_RANK", "PMI_SIZE"),
+    "srun": ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
 }
 
 
@@ -98,6 +106,41 @@ def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
                 f"{launcher} has started this process ({mark} and {size}={environ[size]} are set), which does not tell "
                 "Roundel's ranks where to meet; roundelrun takes horovodrun's flags"
             )
+
+
+# -- mpirun
+
+
+def is_launched_without_mpi(environ: Mapping[str, str] = os.environ) -> bool:
+    """By roundelrun, by hand or by torchrun."""
+    return any(name in environ for name in OURS) or _torchrun(environ)
+
+
+def _from_mpi(environ: Mapping[str, str], comm: Any, epoch: int) -> Launch | None:
+    from . import mpirun  # here: the launcher's own programs read this file without the core
+
+    token = _token_from_file(environ["ROUNDEL_TOKEN_FILE"]) if "ROUNDEL_TOKEN_FILE" in environ else None
+    if comm is not None:
+        met = mpirun.meet_by_communicator(comm, environ, _limit(environ), token)
+    elif mpirun.is_started_by_mpirun(environ):
+        met = mpirun.meet_by_mpirun(environ, epoch, _limit(environ), token)
+    else:
+        raise launch_error("mpirun's variables are set in part")
+    return Launch(
+        "mpirun" if comm is None else "mpi4py",
+        met.rank, met.size, met.local_rank, met.local_size, met.rendezvous, met.rendezvous_fd, met.token, epoch, met.mpi,
+    )  # fmt: skip
+
+
+def _limit(environ: Mapping[str, str]) -> float:
+    ours = "ROUNDEL_START_TIMEOUT"
+    return seconds(environ, ours if environ.get(ours) else "HOROVOD_START_TIMEOUT", START_TIMEOUT)
+
+
+def finish() -> None:
+    """At the end of the process, after the job."""
+    if f"{__package__}.mpirun" in sys.modules:
+        sys.modules[f"{__package__}.mpirun"].finish()
 
 
 # -- ours
@@ -211,8 +254,7 @@ def _from_torchrun(environ: Mapping[str, str], epoch: int) -> Launch:
     master, port = required(environ, "MASTER_ADDR"), number(environ, "MASTER_PORT")
     if not 0 < port < 65536:
         raise launch_error(f"MASTER_PORT must be between 1 and 65535, not {port}")
-    ours = "ROUNDEL_START_TIMEOUT"
-    limit = seconds(environ, ours if environ.get(ours) else "HOROVOD_START_TIMEOUT", START_TIMEOUT)
+    limit = _limit(environ)
     token = _token_from_file(environ["ROUNDEL_TOKEN_FILE"]) if "ROUNDEL_TOKEN_FILE" in environ else None
     # A restarted worker or a second init must not find what an earlier one has published.
     run, restart = environ.get("TORCHELASTIC_RUN_ID", ""), environ.get("TORCHELASTIC_RESTART_COUNT", "0")

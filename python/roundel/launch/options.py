@@ -114,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="the time before each line of output")  # fmt: skip
     add("--start-timeout", metavar="SECONDS", type=seconds(), help="time for all ranks to meet (ROUNDEL_START_TIMEOUT)")
     add("--timeout", metavar="SECONDS", type=seconds(), help="time limit of one operation (ROUNDEL_TIMEOUT)")
-    add("--transport", choices=("auto", "shm", "tcp"), help="how ranks exchange data (ROUNDEL_TRANSPORT)")
+    add("--transport", choices=("auto", "shm", "tcp", "shm+tcp"), help="how ranks exchange data (ROUNDEL_TRANSPORT)")
     add("--config-file", metavar="FILE", help="options from horovodrun's YAML; those of the command line go before them")
     add("-cb", "--check-build", action=CheckBuild, nargs=0, help="print what was built and found, and end")
     add("--verbose", action="store_true", help="say what is started and set")

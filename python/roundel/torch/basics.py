@@ -30,18 +30,24 @@ def is_homogeneous() -> bool:
 
 
 def mpi_built() -> bool:
-    """False: no MPI is needed or used."""
-    return False
+    """True: every build can use an MPI library, which it opens when a job is started through MPI."""
+    return True
 
 
 def mpi_enabled() -> bool:
-    """False: no MPI is needed or used."""
-    return False
+    """Whether this job's ranks have met through MPI: under Open MPI's mpirun, with ROUNDEL_TRANSPORT=mpi, or by init(comm)."""
+    return world.met_by_mpi()
 
 
 def mpi_threads_supported() -> bool:
-    """Raises InvalidArgumentError, a ValueError, as in a Horovod without MPI. A script may use an MPI of its own."""
-    raise InvalidArgumentError("mpi_threads_supported: MPI is not in use: Roundel has transports of its own")
+    """Whether several threads may call MPI at a time: a script's own, say, beside Roundel's.
+
+    Raises InvalidArgumentError, a ValueError, where this process uses no MPI, as Horovod does.
+    """
+    threads = _core.mpi_threads()
+    if threads is None:
+        raise InvalidArgumentError("mpi_threads_supported: MPI is not in use in this process")
+    return threads == "MPI_THREAD_MULTIPLE"
 
 
 def gloo_built() -> bool:
@@ -50,8 +56,8 @@ def gloo_built() -> bool:
 
 
 def gloo_enabled() -> bool:
-    """True: jobs run without MPI."""
-    return True
+    """Whether this job runs without MPI."""
+    return not world.met_by_mpi()
 
 
 def nccl_built() -> int:
