@@ -170,18 +170,20 @@ struct Lion {
 };
 
 // LAMB, You et al. 2020: Adam's direction and the decay together, as long as the weight. A norm of 0 leaves the length alone.
+// Keras decays the weight before, and does not count the decay in the direction.
 struct Lamb {
   static constexpr int kStates = 2;
   static constexpr bool kNorms = true;
   template <class S>
   struct Scalars {
-    S decay, weight1, beta2, weight2, bias1, bias2, eps, rate;
+    S keep, decay, weight1, beta2, weight2, bias1, bias2, eps, rate;
   };
 
-  HOST_DEVICE static Scalars<double> prepare(const double* hyper, double step, RuleOptions) {
-    const double beta1 = hyper[1], beta2 = hyper[2];
+  HOST_DEVICE static Scalars<double> prepare(const double* hyper, double step, RuleOptions o) {
+    const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], weight_decay = hyper[4];
     const double bias1 = 1 - ::pow(beta1, step), bias2 = ::sqrt(1 - ::pow(beta2, step));
-    return {hyper[4], 1 - beta1, beta2, 1 - beta2, bias1, bias2, hyper[3], -hyper[0]};
+    const double keep = o.keras ? 1 - lr * weight_decay : 1, decay = o.keras ? 0 : weight_decay;
+    return {keep, decay, 1 - beta1, beta2, 1 - beta2, bias1, bias2, hyper[3], -lr};
   }
 
   template <class T, class S>
@@ -192,12 +194,13 @@ struct Lamb {
   }
 
   HOST_DEVICE static void adapt(Scalars<double>& c, double weight, double direction) {
-    if (weight > 0 && direction > 0) c.rate *= weight / direction;
+    if (weight > 0 && direction > 0) c.rate *= ::fabs(c.keep) * weight / direction;
   }
 
   template <class T, class S>
   HOST_DEVICE static void update(T& p, T g, T* s, const Scalars<S>& c, RuleOptions) {
-    p = p + measured(p, g, s, c) * c.rate;
+    const T direction = measured(p, g, s, c);
+    p = p * c.keep + direction * c.rate;
   }
 };
 
