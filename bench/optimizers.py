@@ -150,20 +150,23 @@ def masters(shapes: list[tuple[int, ...]]) -> dict[str, Peer]:
     return found
 
 
-def _torch_masters(params: list[torch.nn.Parameter], way: dict, before: Callable[[list, list], bool] | None = None) -> Peer:
+def _torch_masters(
+    params: list[torch.nn.Parameter],
+    way: dict,
+    step_of: Callable[[torch.optim.Optimizer], Step] = lambda optimizer: optimizer.step,
+) -> Peer:
     """The usual recipe, with torch's multi-tensor copies where it has some: cast up, step, cast down."""
     wide = [torch.nn.Parameter(p.detach().float()) for p in params]
     for w in wide:
         w.grad = torch.empty_like(w)
     grads, wide_grads = [p.grad for p in params], [w.grad for w in wide]
-    optimizer = torch.optim.AdamW(wide, **HYPER, **way)
+    update = step_of(torch.optim.AdamW(wide, **HYPER, **way))
 
     @torch.no_grad()
     def step() -> None:
         torch._foreach_copy_(wide_grads, grads)
-        if before is None or before(wide, wide_grads):
-            optimizer.step()
-            torch._foreach_copy_(params, wide)
+        update()
+        torch._foreach_copy_(params, wide)
 
     return Peer(step, params)
 
@@ -179,19 +182,24 @@ def whole(shapes: list[tuple[int, ...]]) -> dict[str, Peer]:
         scaler.update()
 
     found = {"roundel": Peer(step, params)}
-    inverse = torch.tensor(1 / SCALE)
-
-    def unscale_and_clip(wide: list, wide_grads: list) -> bool:
-        found_inf = torch.zeros(())
-        torch._amp_foreach_non_finite_check_and_unscale_(wide_grads, found_inf, inverse)  # what GradScaler.unscale_ calls
-        if found_inf.item():
-            return False
-        torch.nn.utils.clip_grad_norm_(wide, MAX_NORM, foreach=True)
-        return True
-
     for name, way in TORCH_WAYS.items():
-        found[name] = _torch_masters(tensors(shapes, torch.float16, SCALE), way, unscale_and_clip)
+        found[name] = _torch_masters(tensors(shapes, torch.float16, SCALE), way, _scaled_step)
     return found
+
+
+def _scaled_step(optimizer: torch.optim.Optimizer) -> Step:
+    """As torch's documentation has it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler.scale(torch.ones(()))  # makes it begin
+    wide = optimizer.param_groups[0]["params"]
+
+    def step() -> None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(wide, MAX_NORM)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
 
 
 WORKLOADS: dict[str, tuple[str, Callable[[list], dict[str, Peer]]]] = {
