@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "kernels/cuda.h"
 #include "kernels/kernels.h"
 #include "kernels/optim.h"
 #include "kernels/pool.h"
@@ -626,6 +627,8 @@ TEST(optim_refuses_what_does_not_fit) {
   CHECK_THROWS(made([](OptimizerTensors& a) { a.averages = a.params; }), InvalidArgument);   // not asked for
   CHECK_THROWS(made([](OptimizerTensors& a) { a.params[1].data = a.params[0].at(3); }), InvalidArgument);
   CHECK_THROWS(rule_named("adamw2"), InvalidArgument);
+  if (cuda_status().find("device 0") == std::string::npos)
+    CHECK_THROWS(OptimizerPlan(RuleId::Adam, {}, arguments(t), 0), Error);  // no GPU
 
   const Tensors before = t;
   OptimizerPlan plan(RuleId::Adam, {}, arguments(t));
