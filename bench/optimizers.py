@@ -13,6 +13,7 @@ import ctypes
 import datetime
 import gc
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -346,9 +347,10 @@ def plot(rows: list[dict], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = list(dict.fromkeys((row["threads"], row["workload"]) for row in rows))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.4 * len(kinds), 4), squeeze=False, layout="constrained")
-    for axis, (threads, workload) in zip(axes[0], kinds, strict=True):
+    numbers, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("threads", "workload"))
+    size = (3.4 * len(workloads), 3.6 * len(numbers))
+    figure, axes = pyplot.subplots(len(numbers), len(workloads), figsize=size, squeeze=False, layout="constrained")
+    for axis, (threads, workload) in zip(axes.flat, itertools.product(numbers, workloads), strict=True):
         mine = [row for row in rows if (row["threads"], row["workload"]) == (threads, workload) and row["peer"]]
         names, layouts = list(dict.fromkeys(r["peer"] for r in mine)), list(dict.fromkeys(r["layout"] for r in mine))
         for i, name in enumerate(names):

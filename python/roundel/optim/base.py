@@ -76,6 +76,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
+        if self._options.master_weights and hasattr(self, "_names"):  # DistributedOptimizer's, of Adasum: it moved the
+            self.reload_masters()  # parameters after the last step
         work = [(group, *batch) for i, group in enumerate(self.param_groups) for batch in self._batches(i, group)]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None:
