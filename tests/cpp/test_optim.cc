@@ -648,14 +648,17 @@ TEST(optim_refuses_what_does_not_fit) {
   CHECK(t == before);
 }
 
+namespace {
+
+bool all_once(size_t items, int threads) {
+  std::vector<std::atomic<int>> taken(items);
+  parallel_for(items, threads, [&](size_t i) { ++taken[i]; });
+  return std::all_of(taken.begin(), taken.end(), [](const std::atomic<int>& n) { return n == 1; });
+}
+
+}  // namespace
+
 TEST(pool_takes_every_item_once) {
-  const auto all_once = [](size_t items, int threads) {
-    std::vector<std::atomic<int>> taken(items);
-    parallel_for(items, threads, [&](size_t i) { ++taken[i]; });
-    for (const auto& n : taken)
-      if (n != 1) return false;
-    return true;
-  };
   for (const size_t items : {0, 1, 2, 3, 1000})
     for (const int threads : {1, 2, 3, 7}) CHECK(all_once(items, threads));
   std::vector<std::thread> callers;  // at the same time
@@ -666,8 +669,11 @@ TEST(pool_takes_every_item_once) {
     });
   for (std::thread& caller : callers) caller.join();
   CHECK_EQ(good.load(), 200);
+}
 
-  const pid_t child = ::fork();  // after the pool has threads, which the child has not
+TEST(forked_child_makes_threads_of_its_own) {  // its parent's it has not
+  CHECK(all_once(1000, 3));
+  const pid_t child = ::fork();
   if (child == 0) ::_exit(all_once(1000, 3) ? 0 : 1);
   int status = -1;
   ::waitpid(child, &status, 0);
