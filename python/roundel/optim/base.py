@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch.autograd.graph import increment_version
 
 from roundel.errors import InvalidArgumentError, RoundelError
 from roundel.optim import lists
@@ -103,7 +102,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 result = batch.step(grads, group, **how)
                 norm, skipped = norm if result[0] is None else result[0], result[1]
                 waiting += [batch.plan] if skipped is None else []
-                increment_version(batch.params)
+                lists.mark_changed(batch.params)
         self._last = norm, bool(skipped), waiting
 
     def _batches(self, i: int, group: dict[str, Any]) -> list:

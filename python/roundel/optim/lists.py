@@ -10,7 +10,27 @@ from torch.autograd.graph import increment_version
 
 from roundel import _core
 
-__all__ = ["norm", "scale_", "stream_of"]
+__all__ = ["mark_changed", "norm", "scale_", "stream_of"]
+
+
+def _takes_lists() -> bool:
+    try:
+        increment_version([])
+    except Exception:
+        return False
+    return True
+
+
+_TAKES_LISTS = _takes_lists()  # newer torch does
+
+
+def mark_changed(tensors: list[torch.Tensor]) -> None:
+    """Tell autograd, and whoever counts changes, that these were written to."""
+    if _TAKES_LISTS:
+        increment_version(tensors)
+    else:
+        for t in tensors:
+            increment_version(t)
 
 
 def stream_of(device: torch.device) -> int:
@@ -40,4 +60,4 @@ def scale_(tensors: Iterable[torch.Tensor], factor: float) -> None:
     threads = torch.get_num_threads()
     for device, some in _by_device(tensors).items():
         _core.scale_tensors(some, factor, threads, stream_of(device))
-        increment_version(some)
+        mark_changed(some)
