@@ -89,9 +89,11 @@ void reference(const Case& c, double t, std::vector<double>& p, std::vector<doub
         break;
       }
       case RuleId::Lamb: {
+        if (o.keras) decay(h[4], true);
         s[0][i] = h[1] * s[0][i] + (1 - h[1]) * g[i];
         s[1][i] = h[2] * s[1][i] + (1 - h[2]) * g[i] * g[i];
-        update[i] = s[0][i] / (1 - std::pow(h[1], t)) / (std::sqrt(s[1][i] / (1 - std::pow(h[2], t))) + h[3]) + h[4] * p[i];
+        update[i] = s[0][i] / (1 - std::pow(h[1], t)) / (std::sqrt(s[1][i] / (1 - std::pow(h[2], t))) + h[3]) +
+                    (o.keras ? 0 : h[4]) * p[i];
         break;
       }
       case RuleId::Lars: {
