@@ -13,6 +13,7 @@ import ctypes
 import datetime
 import gc
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -150,20 +151,23 @@ def masters(shapes: list[tuple[int, ...]]) -> dict[str, Peer]:
     return found
 
 
-def _torch_masters(params: list[torch.nn.Parameter], way: dict, before: Callable[[list, list], bool] | None = None) -> Peer:
+def _torch_masters(
+    params: list[torch.nn.Parameter],
+    way: dict,
+    step_of: Callable[[torch.optim.Optimizer], Step] = lambda optimizer: optimizer.step,
+) -> Peer:
     """The usual recipe, with torch's multi-tensor copies where it has some: cast up, step, cast down."""
     wide = [torch.nn.Parameter(p.detach().float()) for p in params]
     for w in wide:
         w.grad = torch.empty_like(w)
     grads, wide_grads = [p.grad for p in params], [w.grad for w in wide]
-    optimizer = torch.optim.AdamW(wide, **HYPER, **way)
+    update = step_of(torch.optim.AdamW(wide, **HYPER, **way))
 
     @torch.no_grad()
     def step() -> None:
         torch._foreach_copy_(wide_grads, grads)
-        if before is None or before(wide, wide_grads):
-            optimizer.step()
-            torch._foreach_copy_(params, wide)
+        update()
+        torch._foreach_copy_(params, wide)
 
     return Peer(step, params)
 
@@ -179,19 +183,24 @@ def whole(shapes: list[tuple[int, ...]]) -> dict[str, Peer]:
         scaler.update()
 
     found = {"roundel": Peer(step, params)}
-    inverse = torch.tensor(1 / SCALE)
-
-    def unscale_and_clip(wide: list, wide_grads: list) -> bool:
-        found_inf = torch.zeros(())
-        torch._amp_foreach_non_finite_check_and_unscale_(wide_grads, found_inf, inverse)  # what GradScaler.unscale_ calls
-        if found_inf.item():
-            return False
-        torch.nn.utils.clip_grad_norm_(wide, MAX_NORM, foreach=True)
-        return True
-
     for name, way in TORCH_WAYS.items():
-        found[name] = _torch_masters(tensors(shapes, torch.float16, SCALE), way, unscale_and_clip)
+        found[name] = _torch_masters(tensors(shapes, torch.float16, SCALE), way, _scaled_step)
     return found
+
+
+def _scaled_step(optimizer: torch.optim.Optimizer) -> Step:
+    """As torch's documentation has it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler.scale(torch.ones(()))  # makes it begin
+    wide = optimizer.param_groups[0]["params"]
+
+    def step() -> None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(wide, MAX_NORM)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
 
 
 WORKLOADS: dict[str, tuple[str, Callable[[list], dict[str, Peer]]]] = {
@@ -338,9 +347,10 @@ def plot(rows: list[dict], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = list(dict.fromkeys((row["threads"], row["workload"]) for row in rows))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.4 * len(kinds), 4), squeeze=False, layout="constrained")
-    for axis, (threads, workload) in zip(axes[0], kinds, strict=True):
+    numbers, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("threads", "workload"))
+    size = (3.4 * len(workloads), 3.6 * len(numbers))
+    figure, axes = pyplot.subplots(len(numbers), len(workloads), figsize=size, squeeze=False, layout="constrained")
+    for axis, (threads, workload) in zip(axes.flat, itertools.product(numbers, workloads), strict=True):
         mine = [row for row in rows if (row["threads"], row["workload"]) == (threads, workload) and row["peer"]]
         names, layouts = list(dict.fromkeys(r["peer"] for r in mine)), list(dict.fromkeys(r["layout"] for r in mine))
         for i, name in enumerate(names):

@@ -213,6 +213,7 @@ class Plan {
     const RuleOptions chosen = options_of(rule, options);
     kernels::OptimizerTensors tensors;
     tensors.params = add("params", params);
+    for (const View& view : tensors.params) places_.push_back(view.data);
     const auto names = kernels::state_names(rule, chosen);
     for (size_t k = 0; k < states.size(); ++k)
       tensors.states.push_back(add(k < names.size() ? names[k].name : "states", states[k]));
@@ -271,6 +272,16 @@ class Plan {
     return as_tuple(last, true);
   }
 
+  // Whether these are the plan's parameters, in the memory that it writes to (they may be given other), each with a gradient.
+  bool ready(const py::object& params, const py::object& grads) const {
+    const Items kept(keep_[0], "params"), now(params, "params"), gradients(grads, "grads");
+    if (now.size() != kept.size() || gradients.size() != kept.size()) return false;
+    Reader reader("params");
+    for (size_t i = 0; i < kept.size(); ++i)
+      if (now[i] != kept[i] || gradients[i] == Py_None || reader.read(kept[i], i).view.data != places_[i]) return false;
+    return true;
+  }
+
   int device() const { return device_; }
 
   size_t tensors() const { return plan_->tensors(); }
@@ -323,6 +334,7 @@ class Plan {
 
   py::tuple keep_;
   std::vector<uint64_t> layouts_;
+  std::vector<const void*> places_;  // of the params
   std::vector<double> hyper_;
   int device_ = -1;
   std::unique_ptr<OptimizerPlan> plan_;
@@ -372,6 +384,8 @@ void bind_optim(py::module_& m) {
           "soon as it is queued.")
       .def("result", &Plan::result, "(norm, skipped) of the last step; on a GPU this waits for it.")
       .def_property_readonly("device", &Plan::device, "The GPU, -1 for the CPU.")
+      .def("ready", &Plan::ready, py::arg("params"), py::arg("grads"),
+           "Whether these are the plan's parameters, still in the memory that it was made for, each with a gradient.")
       .def_property_readonly("tensors", &Plan::tensors)
       .def_property_readonly("count", &Plan::count);
   m.def(

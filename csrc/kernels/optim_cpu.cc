@@ -193,10 +193,6 @@ double sum_of_squares(const T* x, size_t count) {
   return sum;
 }
 
-}  // namespace
-
-namespace {
-
 Known known_of(RuleOptions options, const Piece& piece) {
   const DType dtype = piece.streams[kWeight].dtype;
   bool simple = !options.stochastic && piece.streams[kCopy].data == nullptr && piece.streams[kAverage].data == nullptr;

@@ -133,6 +133,12 @@ class Pool {
 
 std::atomic<Pool*> g_pool{nullptr};
 
+// From the start of the process on: OpenMP's threads may be lost before there is a call of ours.
+[[maybe_unused]] const int g_watching_forks = pthread_atfork(nullptr, nullptr, [] {
+  g_forked = true;
+  g_pool = nullptr;
+});
+
 Pool& pool() {
   if (Pool* there = g_pool.load(std::memory_order_acquire)) return *there;
   Pool* none = nullptr;
@@ -152,11 +158,6 @@ int default_threads() {
 }
 
 void parallel_for(size_t items, int threads, const std::function<void(size_t)>& body) {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
-    g_forked = true;
-    g_pool = nullptr;
-  });
-  (void)registered;
   Call call{body, items, {}};
   std::fegetenv(&call.environment);
   const bool alone = items <= 1 || threads <= 1;

@@ -169,19 +169,21 @@ struct Lion {
   }
 };
 
-// LAMB, You et al. 2020: Adam's direction and the decay together, as long as the weight. A norm of 0 leaves the length alone.
+// LAMB, You et al. 2020: Adam's direction and the decay together, as long as the weight. A norm of 0 leaves the length
+// alone. Keras decays the weight first, and neither its direction nor the ratio of the norms sees more of it.
 struct Lamb {
   static constexpr int kStates = 2;
   static constexpr bool kNorms = true;
   template <class S>
   struct Scalars {
-    S decay, weight1, beta2, weight2, bias1, bias2, eps, rate;
+    S keep, decay, weight1, beta2, weight2, bias1, bias2, eps, rate;
   };
 
-  HOST_DEVICE static Scalars<double> prepare(const double* hyper, double step, RuleOptions) {
+  HOST_DEVICE static Scalars<double> prepare(const double* hyper, double step, RuleOptions o) {
+    const Decay decay(hyper[0], hyper[4], o.keras);
     const double beta1 = hyper[1], beta2 = hyper[2];
     const double bias1 = 1 - ::pow(beta1, step), bias2 = ::sqrt(1 - ::pow(beta2, step));
-    return {hyper[4], 1 - beta1, beta2, 1 - beta2, bias1, bias2, hyper[3], -hyper[0]};
+    return {decay.keep, decay.through_gradient, 1 - beta1, beta2, 1 - beta2, bias1, bias2, hyper[3], -hyper[0]};
   }
 
   template <class T, class S>
@@ -192,12 +194,13 @@ struct Lamb {
   }
 
   HOST_DEVICE static void adapt(Scalars<double>& c, double weight, double direction) {
-    if (weight > 0 && direction > 0) c.rate *= weight / direction;
+    if (weight > 0 && direction > 0) c.rate *= c.keep * weight / direction;
   }
 
   template <class T, class S>
   HOST_DEVICE static void update(T& p, T g, T* s, const Scalars<S>& c, RuleOptions) {
-    p = p + measured(p, g, s, c) * c.rate;
+    const T direction = measured(p, g, s, c);  // one of the two decays is none
+    p = p * c.keep + direction * c.rate;
   }
 };
 

@@ -324,6 +324,10 @@ class OptimizerPlan:
     """
     def __init__(self, rule: str, options: dict, params: typing.Any, states: list, *, masters: typing.Any = None, copies: typing.Any = None, averages: typing.Any = None, steps: typing.Any = None) -> None:
         ...
+    def ready(self, params: typing.Any, grads: typing.Any) -> bool:
+        """
+        Whether these are the plan's parameters, still in the memory that it was made for, each with a gradient.
+        """
     def result(self) -> tuple:
         """
         (norm, skipped) of the last step; on a GPU this waits for it.

@@ -136,6 +136,21 @@ def test_state_goes_to_all_ranks(comm):
     assert_same_model_on_all_ranks(comm, model)
 
 
+def test_masters_follow_adasum(comm):
+    """It moves parameters after the step: a next step with no gradient to speak of must leave them where they are."""
+    model = mlp(torch.bfloat16)
+    optimizer = roundel.optim.SGD(model.parameters(), lr=0.5, master_weights=True)
+    optimizer = distribute(model, optimizer, op=hvd.Adasum)
+    backward(model, comm.rank, 0)
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad.zero_()
+    optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert_same_model_on_all_ranks(comm, model)
+
+
 def bytes_of_gradients(optimizer: torch.optim.Optimizer) -> int:
     return sum(view.nbytes for bucket in optimizer._reducer.buckets for view in bucket.views)
 

@@ -246,7 +246,9 @@ def test_one_optimizer_of_several_dtypes():
         assert torch.allclose(theirs.double(), ours.double(), rtol=3 * torch.finfo(ours.dtype).eps, atol=0)
 
 
-def test_autograd_notices_a_step_between_forward_and_backward():
+@pytest.mark.parametrize("takes_lists", [True, False])  # older torch marks one tensor at a time
+def test_autograd_notices_a_step_between_forward_and_backward(takes_lists, monkeypatch):
+    monkeypatch.setattr(roundel.optim.lists, "_TAKES_LISTS", takes_lists)
     net = model()
     optimizer = roundel.optim.SGD(net.parameters(), lr=0.1)
     backward(net, 0)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch.autograd.graph import increment_version
 
-from roundel import _core
 from roundel.errors import InvalidArgumentError, RoundelError
+from roundel.optim import lists
 from roundel.optim import state as states
 from roundel.optim.options import Options
 from roundel.optim.plans import GroupPlans, Rule
@@ -38,7 +37,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _options = Options()
     max_norm: float | None = None
     _check_finite = False  # set by LossScaler for a step
-    _last: tuple[float | None, bool | None, Any] = (None, None, None)
+    _last: tuple[float | None, bool, list] = (None, False, [])  # norm, whether skipped, plans that are to be asked
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: Options) -> None:
         self._options, self.max_norm = options, options.max_norm
@@ -76,6 +75,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
+        if self._options.master_weights and hasattr(self, "_names"):  # DistributedOptimizer's, of Adasum: it moved the
+            self.reload_masters()  # parameters after the last step
         work = [(group, *batch) for i, group in enumerate(self.param_groups) for batch in self._batches(i, group)]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None:
@@ -91,16 +92,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             if len(work) == 1:
                 how |= {"max_norm": self.max_norm, "check_finite": True}
             else:
-                norm = _core.grad_norm([g for _, _, grads in work for g in grads], grad_scale, how["threads"])
+                norm = lists.norm((g for _, _, grads in work for g in grads), grad_scale)
                 skipped = not math.isfinite(norm)
                 if self.max_norm is not None:
                     how["clip"] = min(1.0, self.max_norm / (norm + 1e-6))
+        waiting = []  # plans on a GPU, which do not know yet
         if not skipped:
             for group, batch, grads in work:
                 result = batch.step(grads, group, **how)
                 norm, skipped = norm if result[0] is None else result[0], result[1]
-                increment_version(batch.params)
-        self._last = norm, skipped, work[0][1].plan if len(work) == 1 else None
+                waiting += [batch.plan] if skipped is None else []
+                lists.mark_changed(batch.params)
+        self._last = norm, bool(skipped), waiting
 
     def _batches(self, i: int, group: dict[str, Any]) -> list:
         """The group's plans and gradients."""
@@ -134,13 +137,13 @@ class FusedOptimizer(torch.optim.Optimizer):
     @property
     def last_step_skipped(self) -> bool:
         """Whether the last step changed nothing, because of infinities. Reading it waits for the device."""
-        return bool(self._outcome()[1])
+        return self._outcome()[1]
 
-    def _outcome(self) -> tuple[float | None, bool | None]:
-        norm, skipped, plan = self._last
-        if skipped is None and plan is not None and hasattr(plan, "result"):
-            norm, skipped = plan.result()
-            self._last = norm, skipped, None
+    def _outcome(self) -> tuple[float | None, bool]:
+        norm, skipped, waiting = self._last
+        for found, skipped_there in (plan.result() for plan in waiting):
+            norm, skipped = norm if found is None else found, skipped or bool(skipped_there)
+        self._last = norm, skipped, []
         return norm, skipped
 
     # ----- state

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch.autograd.graph import increment_version
 
-from roundel import _core
+from roundel.optim import lists
 
 __all__ = ["clip_grad_norm_"]
 
@@ -23,7 +22,8 @@ def clip_grad_norm_(
 ) -> torch.Tensor:
     """Scale gradients in place so that their norm, taken over all of them together, is at most max_norm.
 
-    parameters: their `grad`s are clipped, those that have one. Any mixture of floating dtypes.
+    parameters: their `grad`s are clipped, those that have one. Any mixture of floating dtypes. On a GPU this waits for the
+    norm.
     norm_type: other norms than 2 are torch's own function's work. foreach: without effect.
     Returns the norm before clipping, as torch.nn.utils.clip_grad_norm_: a tensor without dimensions, of the first gradient's
     dtype. With a norm that is not finite gradients become NaN or 0, as there. Raises RuntimeError for such a norm where
@@ -33,8 +33,7 @@ def clip_grad_norm_(
     grads = [p.grad for p in params if p.grad is not None]
     if norm_type != 2 or not grads or any(g.layout != torch.strided for g in grads):
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite, foreach)
-    threads = torch.get_num_threads()
-    norm = _core.grad_norm(grads, None, threads)
+    norm = lists.norm(grads)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be clipped. To "
@@ -42,6 +41,5 @@ def clip_grad_norm_(
         )
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:  # NaN multiplies too, as torch's does
-        _core.scale_tensors(grads, factor, threads)
-        increment_version(grads)
+        lists.scale_(grads, factor)
     return torch.tensor(norm, dtype=grads[0].dtype, device=grads[0].device)

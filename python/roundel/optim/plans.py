@@ -1,7 +1,7 @@
 """From a param group and its gradients to native plans, which step any number of tensors in one call.
 
 A plan is made when a set of gradients first appears and kept: a step costs Python one look at each parameter's gradient. What
-would make a kept plan wrong is noticed by identity: another parameter, group, state or option.
+would make a kept plan wrong is noticed: another parameter, group, state or option, or other memory of a parameter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from roundel import _core
 from roundel.errors import InvalidArgumentError
+from roundel.optim import lists
 from roundel.optim import state as states
 from roundel.optim.options import Options
 
@@ -59,6 +60,7 @@ class Batch:
         self._copies_grads = False  # some gradient has another layout than its parameter
         moments = [streams[name] for name in _core.optimizer_states(rule.name, choices)]
         rest = {argument: streams.get(name) for argument, name in _ARGUMENTS.items()}
+        self._device = params[0].device
         self.plan = _core.OptimizerPlan(rule.name, choices, params, moments, **rest)
 
     def hyper(self, group: dict[str, Any]) -> list[float]:
@@ -69,6 +71,7 @@ class Batch:
     def step(self, grads: list[torch.Tensor], group: dict[str, Any], **how: Any) -> tuple[float | None, bool | None]:
         """The plan's step. What the plan refuses is put right or explained here; it has changed nothing then."""
         hyper = self.hyper(group)
+        how["stream"] = lists.stream_of(self._device)
         if self._copies_grads:
             grads = self._like_params(grads)
         try:
@@ -111,33 +114,32 @@ class GroupPlans:
     def __init__(self, rule: Rule, group: dict[str, Any], choices: dict[str, Any], state: dict, options: Options) -> None:
         self._rule, self._group, self._choices, self._state, self._options = rule, group, choices, state, options
         self._params = list(group["params"])
-        self._places = list(map(torch.Tensor.data_ptr, self._params))
         self._by_pattern: dict[bytes, list[Batch]] = {}
+        self._whole: Batch | None = None  # the plan of all parameters, where they are alike
 
     def still_right(self, group: dict[str, Any], choices: dict[str, Any], state: dict) -> bool:
-        """Whether they were made for what is there now."""
-        params = group["params"]
-        return (
-            group is self._group
-            and state is self._state
-            and choices == self._choices
-            and len(params) == len(self._params)
-            and all(map(is_, params, self._params))
-            and list(map(torch.Tensor.data_ptr, params)) == self._places  # p.data = other gives a parameter other memory
-        )
+        """Whether they were made for this group with these options and state."""
+        return group is self._group and state is self._state and choices == self._choices
 
     def batches(self) -> list[tuple[Batch, list[torch.Tensor]]]:
         """What there is to step now: each plan with its gradients. Parameters without one are left out."""
-        grads = [p.grad for p in self._params]
+        params = self._group["params"]
+        grads = [p.grad for p in params]
+        if self._whole is not None and self._whole.plan.ready(params, grads):
+            return [(self._whole, grads)]
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            self._params, self._by_pattern = list(params), {}
         pattern = bytes(map(is_not, grads, repeat(None)))
-        found = self._by_pattern.get(pattern)
-        if found is None:
+        work = [(batch, [grads[i] for i in batch.where]) for batch in self._by_pattern.get(pattern, ())]
+        if not work or not all(batch.plan.ready(batch.params, its) for batch, its in work):
+            self._by_pattern.pop(pattern, None)
             if len(self._by_pattern) == MOST_PATTERNS:
                 del self._by_pattern[next(iter(self._by_pattern))]
-            found = self._by_pattern[pattern] = self._plan(grads)
-        if len(found) == 1 and len(found[0].where) == len(grads):
-            return [(found[0], grads)]
-        return [(batch, [grads[i] for i in batch.where]) for batch in found]
+            batches = self._by_pattern[pattern] = self._plan(grads)
+            work = [(batch, [grads[i] for i in batch.where]) for batch in batches]
+            if len(work) == 1 and len(work[0][1]) == len(params):
+                self._whole = work[0][0]
+        return work
 
     @torch.no_grad()
     def _plan(self, grads: list[torch.Tensor | None]) -> list[Batch]:

@@ -8,10 +8,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.autograd.graph import increment_version
 
-from roundel import _core
 from roundel.errors import InvalidArgumentError, RoundelError
+from roundel.optim import lists
 from roundel.optim.base import FusedOptimizer
 
 __all__ = ["LossScaler"]
@@ -73,7 +72,7 @@ class LossScaler:
         if any(seen is optimizer for seen in self._unscaled):
             raise RoundelError("unscale_() has already been called on this optimizer since the last update()")
         self._unscaled.append(optimizer)
-        _divide(_gradients(optimizer), self._scale)
+        lists.scale_(_gradients(optimizer), 1.0 / self._scale)
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """optimizer.step(*args, **kwargs) with unscaled gradients, unless one of them is not finite.
@@ -101,11 +100,11 @@ class LossScaler:
             optimizer.synchronize()
         with optimizer.skip_synchronize() if distributed and not optimizer._skip else nullcontext():
             grads = _gradients(optimizer)
-            self._skipped.append(not math.isfinite(_core.grad_norm(grads, None, torch.get_num_threads())))
+            self._skipped.append(not math.isfinite(lists.norm(grads)))
             if self._skipped[-1]:
                 return None
             if scale is not None:
-                _divide(grads, scale)
+                lists.scale_(grads, 1.0 / scale)
             return optimizer.step(**kwargs)
 
     def update(self, new_scale: float | None = None) -> None:
@@ -160,8 +159,3 @@ _LARGEST = float(torch.finfo(torch.float32).max)  # the loss is float32 at most 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
-
-
-def _divide(grads: list[torch.Tensor], scale: float) -> None:
-    _core.scale_tensors(grads, 1.0 / scale, torch.get_num_threads())
-    increment_version(grads)
