@@ -172,11 +172,10 @@ except roundel.MismatchError as error:
 """
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_mpis_own_allreduce(family, tmp_path):
-    for transport in ("mpi", "shm+mpi"):
-        _, out = run(family, 2, OWN, tmp_path, ROUNDEL_TRANSPORT=transport, ROUNDEL_ALGORITHM="mpi")
-        says(out, "they differ", 2)
+@pytest.mark.parametrize(("family", "transport"), [("mpich", "mpi"), ("openmpi", "shm+mpi")])
+def test_mpis_own_allreduce(family, transport, tmp_path):
+    _, out = run(family, 2, OWN, tmp_path, ROUNDEL_TRANSPORT=transport, ROUNDEL_ALGORITHM="mpi")
+    says(out, "they differ", 2)
 
 
 def test_mpis_own_allreduce_needs_a_job_of_mpi(tmp_path):
