@@ -5,14 +5,18 @@
 #include "bind/bind.h"
 #include "kernels/cuda.h"
 #include "kernels/kernels.h"
+#include "transport/mpi_library.h"
+
+#include <pybind11/stl.h>
 
 namespace py = pybind11;
 
 namespace roundel::bind {
 namespace {
 
-std::string mpi_status() {
-  const DynLib library({"libmpi_abi.so.1", "libmpi_abi.so", "libmpi.so.40", "libmpi.so.12", "libmpi.so"});
+// What a job started through MPI would use, unless its mpirun is of another family.
+std::string mpi_status(const std::vector<std::string>& folders) {
+  const DynLib library(transport::Mpi::candidates("", "", folders));
   if (!library.found()) return "not found: " + library.reason();
   const auto version = library.symbol<int(char*, int*)>("MPI_Get_library_version");
   if (version == nullptr) return library.name() + " has no MPI_Get_library_version";
@@ -33,12 +37,12 @@ std::string nccl_status() {
          std::to_string(version % 100);
 }
 
-py::dict info() {
+py::dict info(const std::vector<std::string>& folders) {
   py::dict rows;
   rows["transports"] = "shm, tcp, mpi";
   rows["isa"] = kernels::isa();
   rows["cuda"] = kernels::cuda_status();
-  rows["mpi"] = mpi_status();
+  rows["mpi"] = mpi_status(folders);
   rows["nccl"] = nccl_status();
   return rows;
 }
@@ -46,7 +50,8 @@ py::dict info() {
 }  // namespace
 
 void bind_info(py::module_& m) {
-  m.def("info", &info, "What was built and found, as text by topic.");
+  m.def("info", &info, py::arg("folders") = std::vector<std::string>(),
+        "What was built and found, as text by topic. folders: where MPI libraries may be, beside the loader's path.");
   m.def(
       "settings",
       [] {

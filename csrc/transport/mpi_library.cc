@@ -350,25 +350,25 @@ std::shared_ptr<Mpi> Mpi::opened() {
   return g_mpi;
 }
 
+std::vector<std::string> Mpi::candidates(const std::string& family, const std::string& opener,
+                                         const std::vector<std::string>& folders) {
+  if (const std::string forced = env::text("ROUNDEL_MPI_LIBRARY"); !forced.empty()) return {forced};
+  if (!opener.empty()) return {opener};
+  std::vector<std::string> paths = DynLib::loaded({"libmpi.so", "libmpi_abi.so", "libmpich.so"});
+  for (const std::string& name : names_of(family)) {
+    for (const std::string& folder : folders) paths.push_back(folder + "/" + name);
+    paths.push_back(name);
+  }
+  return paths;
+}
+
 std::shared_ptr<Mpi> Mpi::open(const std::string& family, const std::string& opener, const std::vector<std::string>& folders) {
   const std::lock_guard lock(g_mutex);
   if (g_mpi != nullptr) {
     check_family(*g_mpi, family);
     return g_mpi;
   }
-  std::vector<std::string> candidates;
-  if (const std::string forced = env::text("ROUNDEL_MPI_LIBRARY"); !forced.empty()) {
-    candidates.push_back(forced);
-  } else if (!opener.empty()) {
-    candidates.push_back(opener);
-  } else {
-    candidates = DynLib::loaded({"libmpi.so", "libmpi_abi.so", "libmpich.so"});
-    for (const std::string& name : names_of(family)) {
-      for (const std::string& folder : folders) candidates.push_back(folder + "/" + name);
-      candidates.push_back(name);
-    }
-  }
-  auto library = std::make_unique<DynLib>(candidates);
+  auto library = std::make_unique<DynLib>(candidates(family, opener, folders));
   if (!library->found()) throw Error("there is no MPI library: " + library->reason());
   auto found = make(std::move(library));
   check_family(*found, family);

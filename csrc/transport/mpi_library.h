@@ -25,9 +25,12 @@ class Mpi {
   using Request = uintptr_t;
   virtual ~Mpi() = default;
 
-  // The process's one MPI library: what ROUNDEL_MPI_LIBRARY names, else `opener` (a module that is linked with it), else what
-  // the process has loaded already, else of the names that `family` ("openmpi", "mpich" or "") suggests the first in `folders`
-  // or on the loader's path. Throws Error saying what was tried.
+  // Where the library is looked for: what ROUNDEL_MPI_LIBRARY names, else `opener` (a module that is linked with it), else what
+  // the process has loaded already, else the names that `family` ("openmpi", "mpich" or "") suggests, in `folders` and on the
+  // loader's path.
+  static std::vector<std::string> candidates(const std::string& family, const std::string& opener,
+                                             const std::vector<std::string>& folders);
+  // The process's one MPI library, the first of these that can be opened. Throws Error saying what was tried.
   static std::shared_ptr<Mpi> open(const std::string& family, const std::string& opener,
                                    const std::vector<std::string>& folders);
   // What open() has found before, or nullptr.

@@ -372,9 +372,9 @@ def in_forked_child() -> bool:
     """
     True in a process that was forked from a rank.
     """
-def info() -> dict:
+def info(folders: collections.abc.Sequence[str] = []) -> dict:
     """
-    What was built and found, as text by topic.
+    What was built and found, as text by topic. folders: where MPI libraries may be, beside the loader's path.
     """
 def mpi_threads() -> typing.Any:
     """

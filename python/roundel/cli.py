@@ -48,7 +48,12 @@ def print_info(as_json: bool) -> int:
     except ImportError as error:
         print(f"roundel: the compiled core cannot be loaded: {error}", file=sys.stderr)
         return 1
-    info = {"version": version(), "python": platform.python_version(), "platform": platform.platform(), **_core.info()}
+    info = {
+        "version": version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **_core.info([f"{sys.prefix}/lib"]),
+    }
     if as_json:
         print(json.dumps(info, indent=2))
         return 0
