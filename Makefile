@@ -51,7 +51,7 @@ DEBUG_BUILD = -S . -G Ninja -DROUNDEL_PYTHON=OFF -DROUNDEL_CUDA=OFF -DCMAKE_BUIL
 NO_ASLR = setarch $(shell uname -m) -R# some kernels place mappings where TSan cannot have them
 
 # The tests that cross threads, sockets and shared memory, under the sanitizers. SANITIZE_TESTS= runs all C++ tests.
-SANITIZE_TESTS ?= engine ranks_as_threads stranger handshake refused member header garbage memory card verdict
+SANITIZE_TESTS ?= engine optim pool_takes ranks_as_threads stranger handshake refused member header garbage memory card verdict
 sanitize: $(VENV)/.requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH"; set -e; for s in address,undefined thread; do \
 	  cmake -B build/$${s%,*} $(DEBUG_BUILD) -DROUNDEL_TESTS=ON -DROUNDEL_SANITIZE=$$s > /dev/null; \

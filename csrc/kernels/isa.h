@@ -1,9 +1,9 @@
 // What a file that is compiled several times must say: where its names live and how its functions are marked.
 //
-// reduce_cpu.cc, cast_cpu.cc, dots_cpu.cc and optim_cpu.cc are compiled once per instruction set. Whatever is inline or a template in the
-// headers that they include lives in an inline namespace named after the instruction set: otherwise the linker would keep one
-// copy of each function for all paths, perhaps the AVX-512 one. For the same reason those files call no inline function of
-// base/ or of the standard library.
+// reduce_cpu.cc, cast_cpu.cc, dots_cpu.cc and optim_cpu.cc are compiled once per instruction set. Whatever is inline or a
+// template in the headers that they include lives in an inline namespace named after the instruction set: otherwise the linker
+// would keep one copy of each function for all paths, perhaps the AVX-512 one. For the same reason those files call no inline
+// function of base/ or of the standard library.
 #pragma once
 
 #ifndef ROUNDEL_ISA_NAMESPACE
