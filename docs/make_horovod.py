@@ -26,11 +26,11 @@ OTHERS = {
     "HOROVOD_AUTOTUNE, HOROVOD_AUTOTUNE_LOG, HOROVOD_AUTOTUNE_WARMUP_SAMPLES, HOROVOD_AUTOTUNE_STEPS_PER_SAMPLE, "
     "HOROVOD_AUTOTUNE_BAYES_OPT_MAX_SAMPLES, HOROVOD_AUTOTUNE_GAUSSIAN_PROCESS_NOISE": ("no effect", TUNER),
     "HOROVOD_CONTROLLER, HOROVOD_CPU_OPERATIONS": (
-        "no effect", "there is one controller, Roundel's own; `ROUNDEL_TRANSPORT` chooses between shared memory and TCP"),
-    "HOROVOD_MPI_THREADS_DISABLE": ("no effect", "no MPI is used"),
+        "no effect", "there is one controller, Roundel's own; `ROUNDEL_TRANSPORT` chooses between shared memory, TCP and MPI"),
+    "HOROVOD_MPI_THREADS_DISABLE": ("no effect", "MPI is initialized for as many threads as it has"),
     "HOROVOD_DYNAMIC_PROCESS_SETS": ("better", "process sets can always be added and removed"),
     "HOROVOD_DISABLE_GROUP_FUSION": ("no effect", "the tensors of a group travel together; so may others with them"),
-    "HOROVOD_ADASUM_MPI_CHUNK_SIZE": ("no effect", "no MPI is used"),
+    "HOROVOD_ADASUM_MPI_CHUNK_SIZE": ("no effect", "Adasum does not depend on the transport"),
     "HOROVOD_THREAD_AFFINITY, HOROVOD_CCL_BGT_AFFINITY": ("no effect", "threads are not bound to cores"),
     "HOROVOD_CCL_CACHE": ("no effect", "oneCCL is not used"),
     "HOROVOD_NUM_NCCL_STREAMS, HOROVOD_BATCH_D2D_MEMCOPIES, HOROVOD_ENABLE_ASYNC_COMPLETION, HOROVOD_DISABLE_NVTX_RANGES": (
