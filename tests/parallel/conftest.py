@@ -51,12 +51,20 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("comm", given, indirect=True, scope="session")
 
 
+def _makes_hosts(item) -> bool:
+    return any(hasattr(item.module, name) for name in ("NetLab", "make_lab", "netlab"))
+
+
 def pytest_collection_modifyitems(items):
-    """Where tests run in two processes (`make test`), a team's stay in one of them, and so do those that make network hosts."""
+    """Where tests run in two processes (`make test`), a team's stay in one of them, and so do those that make network hosts.
+
+    The latter come first: they take long, and the other process has enough to do meanwhile.
+    """
+    items.sort(key=lambda item: not _makes_hosts(item))
     for item in items:
         if (callspec := getattr(item, "callspec", None)) and "comm" in callspec.params:
             item.add_marker(pytest.mark.xdist_group("-".join(map(str, callspec.params["comm"]))))
-        elif hasattr(item.module, "NetLab") or hasattr(item.module, "make_lab"):
+        elif _makes_hosts(item):
             item.add_marker(pytest.mark.xdist_group("network hosts"))
 
 

@@ -569,7 +569,7 @@ def test_roundel_info_prints_what_the_core_says(monkeypatch, capsys):
 
     class Core:
         @staticmethod
-        def info():
+        def info(mpi_places=()):
             return {"isa": "portable", "transports": "shm, tcp"}
 
     monkeypatch.setattr(roundel, "_core", Core, raising=False)
