@@ -356,7 +356,8 @@ else:
 }
 
 
-@pytest.mark.parametrize("transport", ["shm", "hosts"])  # the latter has both a host's memory and TCP
+# Two hosts have both a host's memory and TCP; memory alone is for the soak, since most of these wait for seconds.
+@pytest.mark.parametrize("transport", [pytest.param("shm", marks=pytest.mark.soak), "hosts"])
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_that(what, transport, tmp_path):
     body, settings = PROGRAMS[what]

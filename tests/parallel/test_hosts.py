@@ -377,6 +377,7 @@ def test_collectives(layout, algorithm, tmp_path):
 # -- training
 
 
+@pytest.mark.soak  # half a minute; digits train on one host in `make demo`
 def test_digits_train_over_two_hosts_to_the_same_accuracy(lab, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
