@@ -35,7 +35,7 @@ test-cpp: $(VENV)/.requirements
 	$(CPP_BUILD)/roundel_tests
 
 test-python: build
-	$(BIN)/python -m pytest -m "not soak" -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup
 
 # The long ones: large plans, hundreds of kills, 100,000 random collectives, growth. About an hour.
 soak: test-cpp build
