@@ -56,9 +56,9 @@ def _makes_hosts(item) -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """Where tests run in several processes (`make test`), a team's stay in one of them, and so do those that make network hosts.
+    """Where tests run in two processes (`make test`), a team's stay in one of them, and so do those that make network hosts.
 
-    The latter come first: they take long, and the others have enough to do meanwhile.
+    The latter come first: they take long, and the other process has enough to do meanwhile.
     """
     items.sort(key=lambda item: not _makes_hosts(item))
     for item in items:
