@@ -108,6 +108,12 @@ py::dict stats(const engine::Stats::Snapshot& snapshot) {
   return all;
 }
 
+uint8_t op_of(int op) {
+  if (op < 0 || op > engine::kAdasum)
+    throw InvalidArgument(format("op: expected Sum, Average, Min, Max, Product or Adasum, got %d", op));
+  return static_cast<uint8_t>(op);
+}
+
 // A request being put together.
 struct Draft {
   Request request;
@@ -121,9 +127,7 @@ struct Draft {
     request.on_device = device >= 0;
   }
   void reduces(int op, double prescale, double postscale) {
-    if (op < 0 || op > engine::kAdasum)
-      throw InvalidArgument(format("op: expected Sum, Average, Min, Max, Product or Adasum, got %d", op));
-    request.op = static_cast<uint8_t>(op);
+    request.op = op_of(op);
     request.prescale = prescale;
     request.postscale = postscale;
   }
@@ -170,12 +174,18 @@ struct PyEngine {
   }
 
   // The commonest request, without lists.
-  EngineHandle allreduce_in_place(const py::object& x, int op, double prescale, double postscale, const std::string& name,
+  EngineHandle allreduce_in_place(const py::object& x, int op, double prescale, double postscale, std::string_view name,
                                   int set) const {
-    Draft draft(Kind::AllReduce, name, static_cast<uint32_t>(set), -1);
-    draft.reduces(op, prescale, postscale);
     Array array = to_array(x, true, "allreduce's array");
-    if (array.keep.is(x)) array.keep = {};  // the handle has it
+    if (array.keep.is(x)) {  // the handle has it
+      array.keep = {};
+      sweep_unfinished();
+      auto ticket =
+          native->submit_again({array.view, array.shape, op_of(op), prescale, postscale, name, static_cast<uint32_t>(set)});
+      if (ticket != nullptr) return {native, std::move(ticket), x, {}, &same};
+    }
+    Draft draft(Kind::AllReduce, std::string(name), static_cast<uint32_t>(set), -1);
+    draft.reduces(op, prescale, postscale);
     draft.add_out({array.view, {}, {}});
     draft.add(std::move(array), false);
     return start(std::move(draft), x, &same);
@@ -230,9 +240,11 @@ struct PyEngine {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  py::class_<EngineHandle>(m, "EngineHandle", "A named request under way.")
-      .def("done", &EngineHandle::done, "True when wait() would not block.")
+  py::class_<EngineHandle> handle(m, "EngineHandle", "A named request under way.");
+  handle.def("done", &EngineHandle::done, "True when wait() would not block.")
       .def("wait", &EngineHandle::wait, "Block until the request is done; return its result or raise its error.");
+  const auto wait = [](EngineHandle& h) { return h.wait(); };
+  FastMethod<EngineHandle, decltype(wait)>::put_before(handle, "wait", wait);
 
   const int sum = static_cast<int>(ReduceOp::Sum);
   py::class_<PyEngine> cls(
@@ -291,12 +303,12 @@ void bind_engine(py::module_& m) {
           "End what is pending and leave.");
 
   const auto in_place = [](const PyEngine& e, const py::object& x, int op, double prescale, double postscale,
-                           const std::string& name, int set) -> py::object {
+                           std::string_view name, int set) -> py::object {
     return py::cast(e.allreduce_in_place(x, op, prescale, postscale, name, set));
   };
   const auto with_fast = [&cls, &in_place](const auto&... arguments) {
     cls.def("allreduce_in_place", in_place, arguments..., "Reduce one array over ranks. wait() returns it.");
-    FastMethod<PyEngine, decltype(in_place), py::object, int, double, double, std::string, int>::put_before(
+    FastMethod<PyEngine, decltype(in_place), py::object, int, double, double, std::string_view, int>::put_before(
         cls, "allreduce_in_place", in_place, arguments...);
   };
   with_fast("x"_a, "op"_a = sum, "prescale"_a = 1.0, "postscale"_a = 1.0, "name"_a = "", "process_set"_a = 0);

@@ -9,6 +9,7 @@
 #include <climits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -72,12 +73,19 @@ class FastMethod {
     to = PyFloat_CheckExact(from) ? PyFloat_AS_DOUBLE(from) : 0;
     return PyFloat_CheckExact(from);
   }
-  static bool read(PyObject* from, std::string& to) {
+  // Looks into the object, as pybind11 does; a default's lives as long as the method.
+  static bool read(PyObject* from, std::string_view& to) {
     Py_ssize_t bytes = 0;
     const char* text = PyUnicode_CheckExact(from) ? PyUnicode_AsUTF8AndSize(from, &bytes) : nullptr;
     if (text == nullptr) return PyErr_Clear(), false;
-    to.assign(text, static_cast<size_t>(bytes));
+    to = {text, static_cast<size_t>(bytes)};
     return true;
+  }
+  static bool read(PyObject* from, std::string& to) {
+    std::string_view text;
+    const bool is_text = read(from, text);
+    to = text;
+    return is_text;
   }
   template <class T>
   static bool read(PyObject* from, std::optional<T>& to) {
@@ -104,7 +112,7 @@ class FastMethod {
       return PyObject_Vectorcall(slow_.ptr(), args, static_cast<size_t>(count), keywords);
     try {
       auto* object = reinterpret_cast<pybind11::detail::instance*>(args[0]);
-      const Self& bound = *object->get_value_and_holder().template value_ptr<Self>();
+      Self& bound = *object->get_value_and_holder().template value_ptr<Self>();
       return pybind11::object(function_(bound, std::get<I>(values)...)).release().ptr();
     } catch (pybind11::error_already_set& error) {
       error.restore();

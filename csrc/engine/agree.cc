@@ -23,22 +23,18 @@ void Engine::put_request(Writer& out, const SharedRequest& request, bool learn_i
 SharedRequest Engine::take_request(Reader& in) {
   const As as = in.number<As>();
   if (as != As::Number) {
-    const auto request = std::make_shared<Sealed>(in.text());
-    if (as == As::ToBeNumbered) learn(request);
+    const std::lock_guard lock(mutex_);
+    const SharedRequest request = names_.seal(in.text());
+    if (as == As::ToBeNumbered) {  // all ranks learn from the same announcements, so they give the same numbers
+      names_.number(request, static_cast<uint32_t>(by_number_.size()));
+      by_number_.push_back(request);
+    }
     return request;
   }
   const auto number = in.number<uint32_t>();
   if (number >= by_number_.size())
     throw CorruptFrame(format("the engine heard of a request number %u that nobody gave", number));
   return by_number_[number];
-}
-
-// All ranks learn from the same announcements, so they give the same numbers.
-void Engine::learn(const SharedRequest& request) {
-  request->number = static_cast<uint32_t>(by_number_.size());
-  by_number_.push_back(request);
-  const std::lock_guard lock(mutex_);
-  numbered_.emplace(request->encoded, request);
 }
 
 // The parent counts a rank that has joined as ready for all: what it was ready for before must get there first.
@@ -57,11 +53,13 @@ void Engine::note_joined(int rank) {
 // Hands on what has become complete here. False when there was nothing.
 bool Engine::advance() {
   if (tree_.parent >= 0) {
-    std::vector<Board::Entry> complete = board_.take_complete();
-    std::vector<Board::Variant> variants;
-    for (Board::Entry& entry : complete) std::move(entry.variants.begin(), entry.variants.end(), std::back_inserter(variants));
-    report(variants);
-    return !complete.empty();
+    Writer out;
+    const bool any = board_.take_complete([&](const Readiness& entry) {
+      report(entry.first, out);
+      for (const Variant& other : entry.others) report(other, out);
+    });
+    if (!out.empty()) mailbox_->send(tree_.parent, out.take());
+    return any;
   }
   const std::string message = announcement();
   if (message.empty()) return false;
@@ -70,30 +68,34 @@ bool Engine::advance() {
   return true;
 }
 
-void Engine::report(const std::vector<Board::Variant>& variants) {
+void Engine::report(std::span<const Variant> variants) {
   Writer out;
-  for (const Board::Variant& variant : variants) {
-    if (variant.ranks.empty()) continue;
-    const bool all = variant.ranks.size() == board_.members(variant.request->request);
-    out.number(all ? Report::ReadyAll : Report::Ready);
-    put_request(out, variant.request, false);
-    if (!all) out.list(variant.ranks);
-  }
+  for (const Variant& variant : variants) report(variant, out);
   if (!out.empty()) mailbox_->send(tree_.parent, out.take());
+}
+
+void Engine::report(const Variant& variant, Writer& out) {
+  if (variant.ranks.empty()) return;
+  const bool all = variant.ranks.size() == board_.members(variant.request->request);
+  out.number(all ? Report::ReadyAll : Report::Ready);
+  put_request(out, variant.request, false);
+  if (!all) out.list(variant.ranks);
 }
 
 namespace {
 
 // "allreduce 'x': rank 0 and 2 called allreduce of float32 (3,), sum where rank 1 called ..."
-std::string difference(const Board::Entry& entry) {
+std::string difference(const Readiness& entry) {
   std::string text;
-  for (const Board::Variant& variant : entry.variants) {
+  const auto add = [&](const Variant& variant) {
     const Request& request = variant.request->request;
     text += text.empty() ? "'" + request.name + "': " : " where ";
     std::vector<int> ranks = variant.ranks;
     std::sort(ranks.begin(), ranks.end());
     text += "rank " + join_ranks(ranks) + " called " + describe(request);
-  }
+  };
+  add(entry.first);
+  std::for_each(entry.others.begin(), entry.others.end(), add);
   return text;
 }
 
@@ -111,11 +113,11 @@ bool is_unnamed(const Request& request) { return request.name.find(kUnnamed) != 
 // Rank 0: all that every rank is ready for, in the order in which it became so.
 std::string Engine::announcement() {
   Writer out;
-  for (const Board::Entry& entry : board_.take_complete()) {
-    const SharedRequest& sealed = entry.variants.front().request;
+  board_.take_complete([&](const Readiness& entry) {
+    const SharedRequest& sealed = entry.first.request;
     const Request& request = sealed->request;
     std::string refusal;
-    if (entry.variants.size() > 1) refusal = difference(entry);
+    if (!entry.others.empty()) refusal = difference(entry);
     if (request.kind == Kind::Broadcast && !entry.ready[static_cast<size_t>(request.root)])
       refusal = format("'%s': its root, rank %d, has joined and has nothing to broadcast", request.name.c_str(), request.root);
     if (scales_what_joined_ranks_give(request))
@@ -125,14 +127,13 @@ std::string Engine::announcement() {
                            request.name.c_str(), rank, name_of(static_cast<ReduceOp>(request.op)));
     if (!refusal.empty()) {
       out.number(Announcement::Refuse);
-      out.text(sealed->key);
-      out.text(refusal);
-      continue;
+      out.text(sealed->slot->key);
+      return out.text(refusal);
     }
     out.number(Announcement::Run);
     put_request(out, sealed, !is_unnamed(request) && !request.tensors.empty());
     out.number(entry.last);
-  }
+  });
   if (board_.all_joined()) {
     out.number(Announcement::JoinOver);
     out.number(joined_.back());
@@ -182,7 +183,7 @@ void Engine::perform(const std::string& message) {
         run_collected();
         board_.forget_joined();
         joined_.clear();
-        finish(join_->key, nullptr, in.number<int>());
+        finish(*join_->slot, nullptr, in.number<int>());
         break;
       }
       default:
@@ -197,19 +198,20 @@ void Engine::run(uint32_t set, std::vector<Work>& works) {
   {
     const std::lock_guard lock(mutex_);
     for (Work& work : works) {
-      const auto mine = pending_.find(work.sealed->key);
-      if (mine == pending_.end()) {
+      Pending& mine = work.sealed->slot->pending;
+      if (mine.ticket == nullptr) {
         catch_up(work.request().kind, set, work.request().name);
         continue;
       }
-      work.buffers = &mine->second.buffers;  // stays where it is until finish()
-      work.ticket = mine->second.ticket.get();
-      work.submitted = mine->second.since;
+      work.buffers = &mine.buffers;  // until finish()
+      work.ticket = mine.ticket.get();
+      work.submitted = mine.since;
     }
   }
   for (const Work& work : works) {
     if (work.ticket == nullptr) continue;
     stats_.agreed(static_cast<int>(work.request().kind), work.last, work.agreed - work.submitted);
+    if (!Timeline::instance().on()) continue;
     Details details;
     details.waited_for = {&work.last, 1};
     Timeline::instance().span(work.request().name, "negotiate", work.submitted, work.agreed, details);
@@ -221,11 +223,15 @@ void Engine::refuse(std::string_view key, const std::string& why) {
   Reader in(key);
   const auto set = in.number<uint32_t>();
   const auto kind = in.number<Kind>();
+  std::shared_ptr<Slot> slot;
   {
     const std::lock_guard lock(mutex_);
-    if (!pending_.contains(key) && executors_.contains(set)) catch_up(kind, set, std::string(in.text()));
+    slot = names_.find(key);
+    const bool is_mine = slot != nullptr && slot->pending.ticket != nullptr;
+    if (!is_mine && executors_.contains(set)) catch_up(kind, set, std::string(in.text()));
+    if (!is_mine) return;
   }
-  finish(key, std::make_exception_ptr(Mismatch(why)));
+  finish(*slot, std::make_exception_ptr(Mismatch(why)));
 }
 
 // What others called while this rank had joined counts here too: the next unnamed request must get the same name everywhere.
@@ -237,24 +243,29 @@ void Engine::catch_up(Kind kind, uint32_t set, const std::string& name) {
   next = std::max(next, number + 1);
 }
 
-void Engine::finish(std::string_view key, const std::exception_ptr& error, int64_t value) {
+void Engine::finish(Slot& slot, const std::exception_ptr& error, int64_t value) {
   std::shared_ptr<Ticket> ticket;
   {
     const std::lock_guard lock(mutex_);
-    const auto found = pending_.find(key);
-    if (found == pending_.end()) return;
-    ticket = std::move(found->second.ticket);
-    if (found->second.request->request.kind == Kind::Join) joining_ = false;
-    const auto node = pending_.extract(found);  // with its key, which lies in what goes
+    if (slot.pending.ticket == nullptr) return;
+    if (slot.pending.request->request.kind == Kind::Join) joining_ = false;
+    ticket = take_pending(slot);
     --under_way_;
   }
   if (value >= 0) ticket->value = value;
-  ticket->complete(error);
+  sleepers_.complete(*ticket, error);
+}
+
+// With mutex_ held.
+std::shared_ptr<Ticket> Engine::take_pending(Slot& slot) {
+  pending_.remove(slot);
+  const SharedRequest last_use = std::move(slot.pending.request);
+  return std::move(slot.pending.ticket);
 }
 
 void Engine::open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm) {
   executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_,
-                         [this](Work& work) { finish(work.sealed->key, nullptr); });
+                         [this](Work& work) { finish(*work.sealed->slot, nullptr); });
 }
 
 // A set of ranks that there is already keeps its number.
@@ -263,7 +274,7 @@ void Engine::add_set(const Work& work) {
   std::sort(members.begin(), members.end());
   members.erase(std::unique(members.begin(), members.end()), members.end());
   for (const auto& [set, ranks] : sets())
-    if (ranks == members) return finish(work.sealed->key, nullptr, set);
+    if (ranks == members) return finish(*work.sealed->slot, nullptr, set);
   const bool inside = std::find(members.begin(), members.end(), rank_) != members.end();
   const auto made = comm::split(*comm_, inside ? 0 : -1, 0);
   const uint32_t set = next_set_++;
@@ -273,7 +284,7 @@ void Engine::add_set(const Work& work) {
     const std::lock_guard lock(mutex_);
     sets_[set] = members;
   }
-  finish(work.sealed->key, nullptr, set);
+  finish(*work.sealed->slot, nullptr, set);
 }
 
 // Requests for the set that are still waiting end with an error.
@@ -283,17 +294,17 @@ void Engine::remove_set(const Work& work) {
   {
     const std::lock_guard lock(mutex_);
     sets_.erase(set);
-    for (const auto& [key, pending] : pending_)
-      if (pending.request->request.set == set) orphans.push_back(pending.request);
+    for (const Slot* slot : pending_)
+      if (slot->pending.request->request.set == set) orphans.push_back(slot->pending.request);
   }
   for (const SharedRequest& orphan : orphans)
-    finish(orphan->key, std::make_exception_ptr(Error(format("rank %d: process set %u was removed", rank_, set))));
+    finish(*orphan->slot, std::make_exception_ptr(Error(format("rank %d: process set %u was removed", rank_, set))));
   board_.remove_set(set);
   if (const auto executor = executors_.find(set); executor != executors_.end()) {
     executor->second.comm().leave(0);
     executors_.erase(executor);
   }
-  finish(work.sealed->key, nullptr);
+  finish(*work.sealed->slot, nullptr);
 }
 
 }  // namespace roundel::engine

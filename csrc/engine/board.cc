@@ -1,12 +1,18 @@
 #include "engine/board.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/error.h"
 
 namespace roundel::engine {
 
 Board::Board(int size, std::vector<int> reporting) : reporting_(std::move(reporting)), joined_(static_cast<size_t>(size)) {}
+
+// A slot that something goes on in keeps itself.
+Board::~Board() {
+  while (!slots_.empty()) forget(**slots_.begin());
+}
 
 void Board::add_set(uint32_t set, const std::vector<int>& members) {
   Set& added = sets_[set];
@@ -20,9 +26,11 @@ void Board::add_set(uint32_t set, const std::vector<int>& members) {
 
 void Board::remove_set(uint32_t set) {
   sets_.erase(set);
-  const auto of_set = [&](const Entry& entry) { return entry.variants.front().request->request.set == set; };
-  std::erase_if(complete_, [&](std::string_view key) { return of_set(entries_.at(key)); });
-  std::erase_if(entries_, [&](const auto& entry) { return of_set(entry.second); });
+  const auto of_set = [&](const Slot* slot) { return slot->readiness.first.request->request.set == set; };
+  std::erase_if(complete_, of_set);
+  std::vector<Slot*> orphans;
+  std::copy_if(slots_.begin(), slots_.end(), std::back_inserter(orphans), of_set);
+  for (Slot* orphan : orphans) forget(*orphan);
 }
 
 std::vector<int> Board::members_of(const Request& request, const std::vector<int>& ranks) const {
@@ -38,27 +46,43 @@ size_t Board::members(const Request& request) const {
   return set != sets_.end() ? set->second.count : 0;
 }
 
-void Board::check(Entry& entry, const Set& set) {
-  if (entry.queued || entry.covered < set.count) return;
-  entry.queued = true;
-  complete_.push_back(entry.variants.front().request->key);
+void Board::check(Slot& slot, const Set& set) {
+  Readiness& entry = slot.readiness;
+  if (entry.complete || entry.covered < set.count) return;
+  entry.complete = true;
+  complete_.push_back(&slot);
+}
+
+// What it has held is kept for the next time, but for the request.
+void Board::forget(Slot& slot) {
+  slots_.remove(slot);
+  const SharedRequest last_use = std::move(slot.readiness.first.request);
+  slot.readiness.first.ranks.clear();
+  slot.readiness.others.clear();
 }
 
 // A request for a set that was removed meanwhile is nobody's any more: its caller has learnt that from the removal.
-void Board::ready(const SharedRequest& request, const std::vector<int>& ranks) {
+void Board::ready(const SharedRequest& request, std::span<const int> ranks, Clock::time_point now) {
   const auto of_set = sets_.find(request->request.set);
   if (of_set == sets_.end()) return;
   const Set& set = of_set->second;
-  const auto [found, is_new] = entries_.try_emplace(request->key);
-  Entry& entry = found->second;
-  if (is_new) {
+  Slot& slot = *request->slot;
+  Readiness& entry = slot.readiness;
+  if (entry.first.request == nullptr) {
+    entry.first.request = request;
     entry.ready.assign(joined_.size(), false);
-    entry.since = Clock::now();
+    entry.covered = 0;
+    entry.complete = false;
+    entry.since = now;
     for (size_t r = 0; r < joined_.size() && joined_count_ > 0; ++r) entry.covered += joined_[r] && set.members[r];
+    slots_.add(slot);
   }
-  auto variant = std::find_if(entry.variants.begin(), entry.variants.end(),
-                              [&](const Variant& v) { return v.request == request || v.request->encoded == request->encoded; });
-  if (variant == entry.variants.end()) variant = entry.variants.insert(variant, {request, {}});
+  const auto is_same = [&](const Variant& v) { return v.request == request || v.request->encoded == request->encoded; };
+  Variant* variant = &entry.first;
+  if (!is_same(entry.first)) {
+    const auto other = std::find_if(entry.others.begin(), entry.others.end(), is_same);
+    variant = other != entry.others.end() ? &*other : &entry.others.emplace_back(Variant{request, {}});
+  }
   for (const int rank : ranks) {
     const auto r = static_cast<size_t>(rank);
     if (r >= entry.ready.size() || !set.members[r] || entry.ready[r])
@@ -68,7 +92,7 @@ void Board::ready(const SharedRequest& request, const std::vector<int>& ranks) {
     entry.last = rank;
     variant->ranks.push_back(rank);
   }
-  check(entry, set);
+  check(slot, set);
 }
 
 void Board::join(int rank) {
@@ -76,10 +100,10 @@ void Board::join(int rank) {
   if (joined_[r]) return;
   joined_[r] = true;
   ++joined_count_;
-  for (auto& [key, entry] : entries_) {
-    const Set& set = set_of(entry);
-    entry.covered += set.members[r] && !entry.ready[r];
-    check(entry, set);
+  for (Slot* slot : slots_) {
+    const Set& set = set_of(slot->readiness);
+    slot->readiness.covered += set.members[r] && !slot->readiness.ready[r];
+    check(*slot, set);
   }
 }
 
@@ -88,38 +112,30 @@ void Board::forget_joined() {
   joined_count_ = 0;
 }
 
-std::vector<Board::Entry> Board::take_complete() {
-  std::vector<Entry> taken;
-  for (const std::string_view key : complete_) {
-    const auto entry = entries_.find(key);
-    auto node = entries_.extract(entry);  // with its key, which lies in what is moved
-    taken.push_back(std::move(node.mapped()));
-  }
-  complete_.clear();
-  return taken;
-}
-
-void Board::hand_on(Entry& entry, std::vector<Variant>& to) {
-  for (Variant& variant : entry.variants)
+void Board::hand_on(Readiness& entry, std::vector<Variant>& to) {
+  const auto hand_on = [&](Variant& variant) {
     if (!variant.ranks.empty()) to.push_back({variant.request, std::exchange(variant.ranks, {})});
+  };
+  hand_on(entry.first);
+  for (Variant& variant : entry.others) hand_on(variant);
 }
 
-std::vector<Board::Variant> Board::take_stale(double seconds) {
+std::vector<Variant> Board::take_stale(double seconds) {
   std::vector<Variant> taken;
   const auto before = Clock::now() - std::chrono::duration<double>(seconds);
-  for (auto& [key, entry] : entries_)
-    if (entry.since < before) hand_on(entry, taken);
+  for (Slot* slot : slots_)
+    if (slot->readiness.since < before) hand_on(slot->readiness, taken);
   return taken;
 }
 
-std::vector<Board::Variant> Board::take_ready(int rank) {
+std::vector<Variant> Board::take_ready(int rank) {
   std::vector<Variant> taken;
-  for (auto& [key, entry] : entries_)
-    if (entry.ready[static_cast<size_t>(rank)]) hand_on(entry, taken);
+  for (Slot* slot : slots_)
+    if (slot->readiness.ready[static_cast<size_t>(rank)]) hand_on(slot->readiness, taken);
   return taken;
 }
 
-std::vector<int> Board::missing(const Entry& entry, const Set& set) const {
+std::vector<int> Board::missing(const Readiness& entry, const Set& set) const {
   std::vector<int> ranks;
   for (size_t r = 0; r < joined_.size(); ++r)
     if (set.members[r] && !entry.ready[r] && !joined_[r]) ranks.push_back(static_cast<int>(r));
@@ -128,10 +144,12 @@ std::vector<int> Board::missing(const Entry& entry, const Set& set) const {
 
 std::vector<Board::Stalled> Board::stalled(double seconds) const {
   std::vector<Stalled> found;
-  for (const auto& [key, entry] : entries_) {
-    const double waited = std::chrono::duration<double>(Clock::now() - entry.since).count();
+  const auto now = Clock::now();
+  for (const Slot* slot : slots_) {
+    const Readiness& entry = slot->readiness;
+    const double waited = std::chrono::duration<double>(now - entry.since).count();
     if (waited < seconds) continue;
-    Stalled& stall = found.emplace_back(Stalled{entry.variants.front().request, {}, {}, waited});
+    Stalled& stall = found.emplace_back(Stalled{entry.first.request, {}, {}, waited});
     for (size_t r = 0; r < entry.ready.size(); ++r)
       if (entry.ready[r]) stall.ready.push_back(static_cast<int>(r));
     stall.missing = missing(entry, set_of(entry));
@@ -142,21 +160,21 @@ std::vector<Board::Stalled> Board::stalled(double seconds) const {
 
 std::vector<int> Board::waited_for() const {
   std::vector<bool> waited(joined_.size());
-  for (const auto& [key, entry] : entries_)
-    for (const int rank : missing(entry, set_of(entry))) waited[static_cast<size_t>(rank)] = true;
+  for (const Slot* slot : slots_)
+    for (const int rank : missing(slot->readiness, set_of(slot->readiness))) waited[static_cast<size_t>(rank)] = true;
   std::vector<int> ranks;
   for (size_t r = 0; r < waited.size(); ++r)
     if (waited[r]) ranks.push_back(static_cast<int>(r));
   return ranks;
 }
 
-SharedRequest Board::any() const { return entries_.empty() ? nullptr : entries_.begin()->second.variants.front().request; }
+SharedRequest Board::any() const { return slots_.empty() ? nullptr : (*slots_.begin())->readiness.first.request; }
 
 int Board::waits_for_any(const std::vector<int>& ranks, SharedRequest* request) const {
-  for (const auto& [key, entry] : entries_)
-    for (const int rank : missing(entry, set_of(entry)))
+  for (const Slot* slot : slots_)
+    for (const int rank : missing(slot->readiness, set_of(slot->readiness)))
       if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) {
-        *request = entry.variants.front().request;
+        *request = slot->readiness.first.request;
         return rank;
       }
   return -1;

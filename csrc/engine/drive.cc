@@ -114,7 +114,7 @@ void Engine::wait(Ticket& ticket) {
     }
     --wanted_;
     if (ticket.done()) break;
-    ticket.sleep_until_done(kCheckInterrupts);
+    sleepers_.sleep_until_done(ticket, kCheckInterrupts);
     check_interrupt();
   }
   ticket.rethrow();
@@ -144,11 +144,12 @@ bool Engine::take_submissions() {
     requests.swap(incoming_);
     has_incoming_.store(false, std::memory_order_relaxed);
   }
+  const auto now = Clock::now();
   for (const SharedRequest& request : requests)
     if (request->request.kind == Kind::Join)
       note_joined(rank_);
     else
-      board_.ready(request, {rank_});
+      board_.ready(request, {&rank_, 1}, now);
   return true;
 }
 
@@ -170,16 +171,17 @@ void Engine::handle_reports(int from, std::string_view message) {
     departed_.push_back(from);
     return mailbox_->dismiss(from);
   }
+  const auto now = Clock::now();
   Reader in(message);
   while (!in.done()) switch (in.number<Report>()) {
       case Report::ReadyAll: {
         const SharedRequest request = take_request(in);
-        board_.ready(request, board_.members_of(request->request, tree_.subtree[child]));
+        board_.ready(request, board_.members_of(request->request, tree_.subtree[child]), now);
         break;
       }
       case Report::Ready: {
         const SharedRequest request = take_request(in);
-        board_.ready(request, in.list<int>());
+        board_.ready(request, in.list<int>(), now);
         break;
       }
       case Report::Joined:
@@ -220,7 +222,7 @@ void Engine::refuse_departed() {
   if (gone < 0 && std::find(departed_.begin(), departed_.end(), tree_.parent) != departed_.end()) {
     request = board_.any();  // of other ranks of this host, perhaps
     const std::lock_guard lock(mutex_);
-    if (request == nullptr && !pending_.empty()) request = pending_.begin()->second.request;
+    if (request == nullptr && !pending_.empty()) request = (*pending_.begin())->pending.request;
     if (request != nullptr) gone = tree_.parent;
   }
   if (gone < 0) return;
@@ -245,7 +247,8 @@ void Engine::check_stalls() {
   if (tree_.parent >= 0) {
     report(board_.take_stale(kHandOnEarly * first_bound_));
     const std::lock_guard lock(mutex_);
-    for (const auto& [key, pending] : pending_) {
+    for (const Slot* slot : pending_) {
+      const Pending& pending = slot->pending;
       const bool join = pending.request->request.kind == Kind::Join;
       const auto since = join ? std::max(pending.since, last_progress_) : pending.since;
       const double waited = std::chrono::duration<double>(Clock::now() - since).count();
@@ -315,13 +318,13 @@ void Engine::end_sets(const std::exception_ptr& error) {
 
 void Engine::end_pending(const std::exception_ptr& error) {
   ended_ = true;
-  PendingMap ended;
+  std::vector<std::shared_ptr<Ticket>> ended;
   {
     const std::lock_guard lock(mutex_);
     failure_ = error;
-    ended.swap(pending_);
+    while (!pending_.empty()) ended.push_back(take_pending(**pending_.begin()));
   }
-  for (auto& [key, pending] : ended) pending.ticket->complete(error);
+  for (const auto& ticket : ended) sleepers_.complete(*ticket, error);
 }
 
 }  // namespace roundel::engine

@@ -28,6 +28,14 @@ size_t agreed_upon(size_t setting, comm::Communicator& comm) {
   return static_cast<size_t>(bytes);
 }
 
+bool is_same(const Request& request, const InPlace& again) {
+  if (request.tensors.size() != 1 || request.on_device) return false;
+  const TensorSpec& tensor = request.tensors.front();
+  return request.op == again.op && request.prescale == again.prescale && request.postscale == again.postscale &&
+         tensor.dtype == again.array.dtype &&
+         std::equal(tensor.shape.begin(), tensor.shape.end(), again.shape.begin(), again.shape.end());
+}
+
 }  // namespace
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
@@ -65,7 +73,7 @@ Engine::Engine(std::shared_ptr<comm::Communicator> comm)
   Request join;
   join.kind = Kind::Join;
   join.name = name_of(Kind::Join);
-  join_ = std::make_shared<Sealed>(std::move(join));
+  join_ = names_.seal(std::move(join));
   std::vector<int> neighbours = tree_.children;
   if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
   mailbox_ = std::make_unique<Mailbox>(comm_->transport(), neighbours);
@@ -162,39 +170,55 @@ std::string Engine::next_name(Kind kind, uint32_t set) {
   return std::string(name_of(kind)) + kUnnamed + std::to_string(unnamed_[{kind, set}]++);
 }
 
-// With mutex_ held. What ranks have agreed on before has a number, which is kept with it.
-SharedRequest Engine::seal(Request request) {
-  encode(request, encoded_);
-  const auto known = numbered_.find(encoded_);
-  return known != numbered_.end() ? known->second : std::make_shared<Sealed>(std::move(request), encoded_);
+// With mutex_ held, which it lets go of, and the buffers in the request's slot.
+std::shared_ptr<Ticket> Engine::enter(const SharedRequest& sealed, std::unique_lock<std::mutex> lock) {
+  Slot& slot = *sealed->slot;
+  const auto ticket = std::make_shared<Ticket>();
+  slot.pending.request = sealed;
+  slot.pending.ticket = ticket;
+  slot.pending.since = Clock::now();
+  pending_.add(slot);
+  joining_ = sealed->request.kind == Kind::Join;
+  ++under_way_;
+  stats_.submitted(static_cast<int>(sealed->request.kind));
+  incoming_.push_back(sealed);
+  const bool sleeps = !has_incoming_.exchange(true);  // else whoever drives was woken and has not looked yet
+  lock.unlock();
+  if (sleeps) comm_->wake();
+  return ticket;
 }
 
 std::shared_ptr<Ticket> Engine::submit(Request request, Buffers buffers) {
   if (in_forked_child()) throw Error(format("this process was forked from rank %d and is no rank itself", rank_));
   refuse_nested_call();
-  const auto ticket = std::make_shared<Ticket>();
-  {
-    const std::lock_guard lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
-    if (request.kind == Kind::AllToAll && buffers.splits.empty()) buffers.splits = even_splits(request, buffers.rows.front());
-    validate(request, buffers);
-    if (joining_) throw Error(format("rank %d: this rank has joined; expected no call before join() is over", rank_));
-    if (request.kind == Kind::Join) request.name = name_of(Kind::Join);
-    if (request.name.empty()) request.name = next_name(request.kind, request.set);
-    const SharedRequest sealed = seal(std::move(request));
-    const auto [place, is_new] = pending_.try_emplace(sealed->key);
-    if (!is_new)
-      throw DuplicateName(format("rank %d: %s '%s': a request of this name is under way; expected every name once at a time",
-                                 rank_, name_of(sealed->request.kind), sealed->request.name.c_str()));
-    place->second = {sealed, std::move(buffers), ticket, Clock::now()};
-    joining_ = sealed->request.kind == Kind::Join;
-    ++under_way_;
-    stats_.submitted(static_cast<int>(sealed->request.kind));
-    incoming_.push_back(sealed);
-    if (has_incoming_.exchange(true)) return ticket;  // whoever drives was woken and has not looked yet
-  }
-  comm_->wake();
-  return ticket;
+  std::unique_lock lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+  if (request.kind == Kind::AllToAll && buffers.splits.empty()) buffers.splits = even_splits(request, buffers.rows.front());
+  validate(request, buffers);
+  if (joining_) throw Error(format("rank %d: this rank has joined; expected no call before join() is over", rank_));
+  if (request.kind == Kind::Join) request.name = name_of(Kind::Join);
+  if (request.name.empty()) request.name = next_name(request.kind, request.set);
+  const SharedRequest sealed = names_.seal(std::move(request));
+  Pending& pending = sealed->slot->pending;
+  if (pending.ticket != nullptr)
+    throw DuplicateName(format("rank %d: %s '%s': a request of this name is under way; expected every name once at a time",
+                               rank_, name_of(sealed->request.kind), sealed->request.name.c_str()));
+  pending.buffers = std::move(buffers);
+  return enter(sealed, std::move(lock));
+}
+
+std::shared_ptr<Ticket> Engine::submit_again(const InPlace& again) {
+  if (in_forked_child() || is_driven_here()) return nullptr;
+  std::unique_lock lock(mutex_);
+  if (failure_ || joining_) return nullptr;
+  const SharedRequest agreed = names_.last_agreed(Kind::AllReduce, again.set, again.name);
+  if (agreed == nullptr || !is_same(agreed->request, again)) return nullptr;
+  Pending& pending = agreed->slot->pending;
+  if (pending.ticket != nullptr) return nullptr;
+  pending.buffers.in.assign(1, again.array);
+  pending.buffers.out.assign(1, again.array);
+  validate(agreed->request, pending.buffers);
+  return enter(agreed, std::move(lock));
 }
 
 }  // namespace roundel::engine

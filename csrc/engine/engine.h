@@ -18,20 +18,30 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
-#include <unordered_map>
 
 #include "engine/board.h"
 #include "engine/execute.h"
 #include "engine/mailbox.h"
-#include "engine/ticket.h"
+#include "engine/names.h"
 #include "engine/tree.h"
 
 namespace roundel::engine {
 
 class Reader;
 class Writer;
+
+// An all-reduce of one array in place. The texts and shapes are the caller's.
+struct InPlace {
+  View array;
+  std::span<const int64_t> shape;
+  uint8_t op;
+  double prescale, postscale;
+  std::string_view name;
+  uint32_t set;
+};
 
 class Engine {
  public:
@@ -41,6 +51,9 @@ class Engine {
 
   // Throws InvalidArgument or DuplicateName before anything is changed, and what has ended the engine.
   std::shared_ptr<Ticket> submit(Request request, Buffers buffers);
+  // The same for one array that is reduced in place, as ranks have agreed to do it before: without the pains of the first time.
+  // Null where they have not; then submit() it.
+  std::shared_ptr<Ticket> submit_again(const InPlace& again);
   // Blocks until done; throws what the request ended with. Throws what check_interrupt() throws too: the request then goes on.
   void wait(Ticket& ticket);
 
@@ -56,20 +69,12 @@ class Engine {
   void close();
 
  private:
-  struct Pending {
-    SharedRequest request;
-    Buffers buffers;
-    std::shared_ptr<Ticket> ticket;
-    Clock::time_point since;
-  };
-  using PendingMap = std::unordered_map<std::string_view, Pending>;  // by key, which the request holds
-
   explicit Engine(std::shared_ptr<comm::Communicator> comm);
 
   // engine.cc: callers' side
   void validate(const Request& request, const Buffers& buffers) const;
   std::vector<size_t> even_splits(const Request& request, size_t rows) const;
-  SharedRequest seal(Request request);
+  std::shared_ptr<Ticket> enter(const SharedRequest& sealed, std::unique_lock<std::mutex> lock);
   std::string next_name(Kind kind, uint32_t set);
 
   // drive.cc: whoever drives
@@ -98,18 +103,19 @@ class Engine {
   // agree.cc: what this node knows turns into reports and announcements
   void note_joined(int rank);
   bool advance();
-  void report(const std::vector<Board::Variant>& variants);
+  void report(std::span<const Variant> variants);
+  void report(const Variant& variant, Writer& out);
   std::string announcement();
   void put_request(Writer& out, const SharedRequest& request, bool learn_it);
   SharedRequest take_request(Reader& in);
-  void learn(const SharedRequest& request);
   void perform(const std::string& announcement);
   void refuse(std::string_view key, const std::string& why);
   void run(uint32_t set, std::vector<Work>& works);
   void open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm);
   void add_set(const Work& work);
   void remove_set(const Work& work);
-  void finish(std::string_view key, const std::exception_ptr& error, int64_t value = -1);
+  void finish(Slot& slot, const std::exception_ptr& error, int64_t value = -1);
+  std::shared_ptr<Ticket> take_pending(Slot& slot);
   void catch_up(Kind kind, uint32_t set, const std::string& name);
 
   std::shared_ptr<comm::Communicator> comm_;
@@ -121,16 +127,16 @@ class Engine {
   double first_bound_;  // of a wait: before it, nobody is told
 
   mutable std::mutex mutex_;  // guards what follows
-  PendingMap pending_;
-  std::vector<SharedRequest> incoming_;                           // what the driver has not seen yet
-  std::unordered_map<std::string_view, SharedRequest> numbered_;  // by what is encoded, which they hold
+  Names names_;
+  Roster<&Slot::pending> pending_;
+  std::vector<SharedRequest> incoming_;  // what the driver has not seen yet
   std::map<uint32_t, std::vector<int>> sets_;
   std::map<std::pair<Kind, uint32_t>, uint64_t> unnamed_;
   std::exception_ptr failure_;
   bool joining_ = false;
-  std::string encoded_;  // memory that seal() uses again
 
   std::atomic<bool> has_incoming_{false}, closing_{false};
+  Sleepers sleepers_;
   std::mutex close_mutex_;
   std::thread thread_;
 

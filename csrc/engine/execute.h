@@ -17,13 +17,6 @@
 
 namespace roundel::engine {
 
-// The caller's arrays of one request, one for each tensor.
-struct Buffers {
-  std::vector<View> in, out;   // out: AllReduce and Broadcast, where it may be in
-  std::vector<size_t> rows;    // AllGather, AllToAll: of dimension 0 of each tensor
-  std::vector<size_t> splits;  // AllToAll: rows that go to each rank of the set
-};
-
 // One announced request. `buffers` and `ticket` are this rank's, or null where it has joined.
 struct Work {
   SharedRequest sealed;

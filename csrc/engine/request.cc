@@ -10,11 +10,33 @@ const char* name_of(Kind kind) {
   return names[static_cast<int>(kind)];
 }
 
+namespace {
+
+void write_key(Kind kind, uint32_t set, std::string_view name, Writer& out) {
+  out.number(set);
+  out.number(kind);
+  out.text(name);
+}
+
+}  // namespace
+
+void encode_key(Kind kind, uint32_t set, std::string_view name, std::string& to) {
+  Writer out(std::move(to));
+  write_key(kind, set, name, out);
+  to = out.take();
+}
+
+std::string_view key_of(std::string_view encoded) {
+  Reader in(encoded);
+  in.number<uint32_t>();
+  in.number<Kind>();
+  in.text();
+  return encoded.substr(0, encoded.size() - in.rest().size());
+}
+
 void encode(const Request& request, std::string& to) {
   Writer out(std::move(to));
-  out.number(request.set);
-  out.number(request.kind);
-  out.text(request.name);
+  write_key(request.kind, request.set, request.name, out);
   out.number(request.op);
   out.number(request.on_device);
   out.number(request.root);
@@ -27,13 +49,6 @@ void encode(const Request& request, std::string& to) {
   }
   out.list(request.ranks);
   to = out.take();
-}
-
-std::string encode(const Request& request) {
-  std::string encoded;
-  encoded.reserve(64 + request.name.size() + 48 * request.tensors.size());
-  encode(request, encoded);
-  return encoded;
 }
 
 Request decode(std::string_view encoded) {
@@ -58,22 +73,6 @@ Request decode(std::string_view encoded) {
   if (!in.done() || static_cast<int>(request.kind) >= kKinds) throw CorruptFrame("a request of the engine makes no sense");
   return request;
 }
-
-namespace {
-
-// A prefix of the encoded request.
-std::string_view key_of(std::string_view encoded) {
-  Reader in(encoded);
-  in.number<uint32_t>();
-  in.number<Kind>();
-  in.text();
-  return encoded.substr(0, encoded.size() - in.rest().size());
-}
-
-}  // namespace
-
-Sealed::Sealed(Request from, std::string text) : request(std::move(from)), encoded(std::move(text)), key(key_of(encoded)) {}
-Sealed::Sealed(std::string_view from) : request(decode(from)), encoded(from), key(key_of(encoded)) {}
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/dtype.h"
+#include "base/view.h"
 
 namespace roundel::engine {
 
@@ -37,19 +37,29 @@ struct Request {
   std::vector<int> ranks;  // AddSet
 };
 
-std::string encode(const Request& request);
-void encode(const Request& request, std::string& to);  // in its memory
-Request decode(std::string_view encoded);
+// The caller's arrays of one request, one for each tensor.
+struct Buffers {
+  std::vector<View> in, out;   // out: AllReduce and Broadcast, where it may be in
+  std::vector<size_t> rows;    // AllGather, AllToAll: of dimension 0 of each tensor
+  std::vector<size_t> splits;  // AllToAll: rows that go to each rank of the set
+};
 
-// A request in its final form.
+// The key of a request: set, kind and name, which it begins with when encoded. Once at a time on one rank.
+void encode_key(Kind kind, uint32_t set, std::string_view name, std::string& to);  // in its memory
+std::string_view key_of(std::string_view encoded);
+void encode(const Request& request, std::string& to);  // in its memory
+Request decode(std::string_view encoded);              // throws CorruptFrame where that is no encoded request
+
+struct Slot;
+
+// A request in its final form, made by Names.
 struct Sealed {
-  Sealed(Request from, std::string encoded);
-  explicit Sealed(Request from) : Sealed(from, encode(from)) {}
-  explicit Sealed(std::string_view from);  // throws CorruptFrame where that is no encoded request
+  Sealed(Request request, std::string encoded, std::shared_ptr<Slot> slot)
+      : request(std::move(request)), encoded(std::move(encoded)), slot(std::move(slot)) {}
   const Request request;
   const std::string encoded;
-  const std::string_view key;   // set, kind and name: once at a time on one rank
-  uint32_t number = kNoNumber;  // that stands for it between ranks; of whoever drives the engine
+  const std::shared_ptr<Slot> slot;  // of its key
+  uint32_t number = kNoNumber;       // that stands for it between ranks; of whoever drives the engine
 
   static constexpr uint32_t kNoNumber = ~0u;
 };

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -20,6 +21,7 @@ struct Output {
 };
 
 // Waited for by Engine::wait(). The results are the caller's once done; the caller's arrays belong to the engine until then.
+// Small, since thousands come and go.
 class Ticket {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
@@ -28,15 +30,22 @@ class Ticket {
   std::vector<size_t> received;  // AllToAll: rows from each rank of the set
   int64_t value = -1;            // Join: the rank that joined last; AddSet: the set
 
-  // Of the engine. complete(): once, by whoever drives it.
-  void complete(std::exception_ptr error);
-  void sleep_until_done(double seconds);
   void rethrow() const;  // what the request ended with, if it failed
 
  private:
-  std::atomic<bool> done_{false};
+  friend class Sleepers;
+  std::atomic<bool> done_{false}, has_sleeper_{false};
   std::exception_ptr error_;
-  std::atomic<bool> has_sleeper_{false};
+};
+
+// Callers of one engine that sleep until their tickets are done.
+class Sleepers {
+ public:
+  void sleep_until_done(Ticket& ticket, double seconds);
+  // Once for every ticket, by whoever drives the engine.
+  void complete(Ticket& ticket, std::exception_ptr error);
+
+ private:
   std::mutex mutex_;
   std::condition_variable completed_;
 };

@@ -16,6 +16,7 @@ using engine::Board;
 using engine::Buffers;
 using engine::Engine;
 using engine::Kind;
+using engine::Readiness;
 using engine::Request;
 using engine::Sealed;
 using engine::SharedRequest;
@@ -26,19 +27,36 @@ using test::Wires;
 
 namespace {
 
+// By one table, as a rank's requests are. The table outlives them, as an engine's does.
+engine::Names& names() {
+  static engine::Names table;
+  return table;
+}
+
 SharedRequest asks_for(const std::string& name, int64_t elements = 3, uint32_t set = 0) {
   Request request;
   request.kind = Kind::AllReduce;
   request.name = name;
   request.set = set;
   request.tensors.push_back({DType::Float32, {elements}});
-  return std::make_shared<Sealed>(std::move(request));
+  return names().seal(std::move(request));
 }
 
-std::vector<std::string> names_of(const std::vector<Board::Entry>& entries) {
+// Copies: the board's own are used again.
+std::vector<Readiness> take_complete(Board& board) {
+  std::vector<Readiness> taken;
+  board.take_complete([&](const Readiness& entry) { taken.push_back(entry); });
+  return taken;
+}
+
+std::vector<std::string> names_of(const std::vector<Readiness>& entries) {
   std::vector<std::string> names;
-  for (const auto& entry : entries) names.push_back(entry.variants.front().request->request.name);
+  for (const auto& entry : entries) names.push_back(entry.first.request->request.name);
   return names;
+}
+
+void ready(Board& board, const SharedRequest& request, const std::vector<int>& ranks) {
+  board.ready(request, ranks, Clock::now());
 }
 
 Board board_of(int size) {
@@ -49,7 +67,7 @@ Board board_of(int size) {
   return board;
 }
 
-using Names = std::vector<std::string>;
+using Texts = std::vector<std::string>;
 
 }  // namespace
 
@@ -65,14 +83,54 @@ TEST(engine_request_survives_its_encoding) {
   request.name = "fc.weight";
   request.tensors = {{DType::Float16, {3, -1}}, {DType::Bool, {}}};
   request.ranks = {4, 2};
-  const Sealed sealed(request);
-  const Sealed read(sealed.encoded);
-  CHECK(read.encoded == sealed.encoded);
-  CHECK(read.key == sealed.key);
-  CHECK(read.request.tensors[0].shape == std::vector<int64_t>({3, -1}));
-  CHECK(read.request.ranks == request.ranks);
-  for (size_t cut = 0; cut < sealed.encoded.size(); ++cut)
-    CHECK_THROWS(Sealed(std::string_view(sealed.encoded).substr(0, cut)), CorruptFrame);
+  const SharedRequest sealed = names().seal(request);
+  const SharedRequest read = names().seal(std::string_view(sealed->encoded));
+  CHECK(read->encoded == sealed->encoded);
+  CHECK(read->slot == sealed->slot);
+  CHECK(read->request.tensors[0].shape == std::vector<int64_t>({3, -1}));
+  CHECK(read->request.ranks == request.ranks);
+  for (size_t cut = 0; cut < sealed->encoded.size(); ++cut)
+    CHECK_THROWS(names().seal(std::string_view(sealed->encoded).substr(0, cut)), CorruptFrame);
+}
+
+TEST(engine_names_find_what_was_agreed_on) {
+  engine::Names table;
+  const auto request = [](int64_t elements) {
+    Request made;
+    made.kind = Kind::AllReduce;
+    made.name = "a";
+    made.tensors.push_back({DType::Float32, {elements}});
+    return made;
+  };
+  const SharedRequest once = table.seal(request(3));
+  CHECK(table.seal(request(3)) != once);  // not agreed on yet
+  CHECK(table.seal(request(3))->slot == once->slot);
+  CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == nullptr);
+  table.number(once, 7);
+  CHECK(table.seal(request(3)) == once && once->number == 7);
+  CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);
+  const SharedRequest other = table.seal(request(4));
+  CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);
+  table.number(other, 8);
+  CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == other);
+  CHECK(table.seal(request(3)) == once);
+  CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);
+  CHECK(table.last_agreed(Kind::AllReduce, 1, "a") == nullptr);
+  CHECK(table.last_agreed(Kind::Broadcast, 0, "a") == nullptr);
+}
+
+TEST(engine_names_forget_what_nobody_uses) {
+  engine::Names table;
+  std::string key;
+  for (int i = 0; i < 1000; ++i) {
+    Request request;
+    request.name = format("allreduce.noname.%d", i);
+    const SharedRequest sealed = table.seal(std::move(request));
+    key = sealed->slot->key;
+    CHECK(table.find(key) == sealed->slot);
+  }
+  CHECK(table.find(key) == nullptr);
+  CHECK(table.size() < 200);
 }
 
 TEST(engine_tree_has_every_rank_once) {
@@ -95,68 +153,68 @@ TEST(engine_tree_has_every_rank_once) {
 
 TEST(engine_board_completes_in_order_of_the_last_rank) {
   Board board = board_of(3);
-  board.ready(asks_for("a"), {0});
-  board.ready(asks_for("b"), {0, 2});
-  board.ready(asks_for("a"), {1});
-  CHECK(board.take_complete().empty());
-  board.ready(asks_for("b"), {1});
-  board.ready(asks_for("a"), {2});
-  const auto complete = board.take_complete();
-  CHECK(names_of(complete) == Names({"b", "a"}));
+  ready(board, asks_for("a"), {0});
+  ready(board, asks_for("b"), {0, 2});
+  ready(board, asks_for("a"), {1});
+  CHECK(take_complete(board).empty());
+  ready(board, asks_for("b"), {1});
+  ready(board, asks_for("a"), {2});
+  const auto complete = take_complete(board);
+  CHECK(names_of(complete) == Texts({"b", "a"}));
   CHECK(complete[0].last == 1 && complete[1].last == 2);
-  CHECK(board.take_complete().empty());
-  board.ready(asks_for("c"), {1});
-  CHECK_THROWS(board.ready(asks_for("c"), std::vector<int>(1, 1)), CorruptFrame);
+  CHECK(take_complete(board).empty());
+  ready(board, asks_for("c"), {1});
+  CHECK_THROWS(ready(board, asks_for("c"), std::vector<int>(1, 1)), CorruptFrame);
 }
 
 TEST(engine_board_keeps_what_ranks_asked_for_apart) {
   Board board = board_of(3);
-  board.ready(asks_for("a", 3), {0});
-  board.ready(asks_for("a", 4), {1});
-  board.ready(asks_for("a", 3), {2});
-  const auto complete = board.take_complete();
-  CHECK(complete.size() == 1 && complete[0].variants.size() == 2);
-  CHECK(complete[0].variants[0].ranks == std::vector<int>({0, 2}));
+  ready(board, asks_for("a", 3), {0});
+  ready(board, asks_for("a", 4), {1});
+  ready(board, asks_for("a", 3), {2});
+  const auto complete = take_complete(board);
+  CHECK(complete.size() == 1 && complete[0].others.size() == 1);
+  CHECK(complete[0].first.ranks == std::vector<int>({0, 2}));
 }
 
 TEST(engine_board_counts_joined_ranks_as_ready) {
   Board board = board_of(3);
-  board.ready(asks_for("a"), {0, 2});
+  ready(board, asks_for("a"), {0, 2});
   board.join(2);  // ready for a itself: it does not count twice
-  CHECK(board.take_complete().empty());
+  CHECK(take_complete(board).empty());
   board.join(1);
-  CHECK(names_of(board.take_complete()) == Names({"a"}));
-  board.ready(asks_for("b"), {0});
-  CHECK(names_of(board.take_complete()) == Names({"b"}));
+  CHECK(names_of(take_complete(board)) == Texts({"a"}));
+  ready(board, asks_for("b"), {0});
+  CHECK(names_of(take_complete(board)) == Texts({"b"}));
   CHECK(!board.all_joined());
   board.join(0);
   CHECK(board.all_joined());
   board.forget_joined();
-  board.ready(asks_for("b"), {0});
-  CHECK(board.take_complete().empty());
+  ready(board, asks_for("b"), {0});
+  CHECK(take_complete(board).empty());
 }
 
 TEST(engine_board_knows_process_sets) {
   Board board = board_of(4);
   board.add_set(1, {1, 3});
-  board.ready(asks_for("a", 3, 1), {1});
+  ready(board, asks_for("a", 3, 1), {1});
   SharedRequest waits;
   CHECK(board.waits_for_any({0, 2}, &waits) == -1);
   CHECK(board.waits_for_any({0, 3}, &waits) == 3);
-  CHECK_THROWS(board.ready(asks_for("a", 3, 1), std::vector<int>(1, 0)), CorruptFrame);
-  board.ready(asks_for("a", 3, 1), {3});
-  CHECK(board.take_complete().size() == 1);
-  board.ready(asks_for("a", 3, 1), {3});
+  CHECK_THROWS(ready(board, asks_for("a", 3, 1), std::vector<int>(1, 0)), CorruptFrame);
+  ready(board, asks_for("a", 3, 1), {3});
+  CHECK(take_complete(board).size() == 1);
+  ready(board, asks_for("a", 3, 1), {3});
   board.remove_set(1);
-  board.ready(asks_for("a", 3, 1), {1});  // of a set that is no more
-  CHECK(board.take_complete().empty());
+  ready(board, asks_for("a", 3, 1), {1});  // of a set that is no more
+  CHECK(take_complete(board).empty());
   CHECK(board.stalled(0).empty());
 }
 
 TEST(engine_board_hands_on_once_what_is_stale) {
   Board board = board_of(3);
-  board.ready(asks_for("a"), {0});
-  board.ready(asks_for("b"), {1});
+  ready(board, asks_for("a"), {0});
+  ready(board, asks_for("b"), {1});
   CHECK(board.take_stale(100).empty());
   CHECK(board.take_ready(1).size() == 1);
   const auto stale = board.take_stale(0);
@@ -164,9 +222,9 @@ TEST(engine_board_hands_on_once_what_is_stale) {
   CHECK(board.take_stale(0).empty());
   const auto stalled = board.stalled(0);
   CHECK(stalled.size() == 2 && stalled[0].ready == std::vector<int>({0}) && stalled[0].missing == std::vector<int>({1, 2}));
-  board.ready(asks_for("a"), {1, 2});
-  const auto complete = board.take_complete();
-  CHECK(complete.size() == 1 && complete[0].variants[0].ranks == std::vector<int>({1, 2}));
+  ready(board, asks_for("a"), {1, 2});
+  const auto complete = take_complete(board);
+  CHECK(complete.size() == 1 && complete[0].first.ranks == std::vector<int>({1, 2}));
 }
 
 TEST(engine_agrees_on_ranks_that_are_threads) {

@@ -38,6 +38,52 @@ def test_allreduce_scales_and_works_in_place(comm):
     np.testing.assert_allclose(x, 6 * total)
 
 
+def test_a_name_that_comes_again_may_ask_for_something_else(comm):
+    """What ranks have agreed on before takes a short way: only where all of it is the same."""
+    ranks = range(1, comm.size + 1)
+    start = engine().allreduce_in_place
+    for _ in range(3):
+        for shape, dtype, op, scale in [
+            ((4,), np.float32, SUM, 1.0),
+            ((4,), np.float32, MAX, 1.0),
+            ((5,), np.float32, SUM, 1.0),
+            ((2, 2), np.float32, SUM, 1.0),
+            ((4,), np.float64, SUM, 1.0),
+            ((4,), np.float32, SUM, 0.5),
+            ((), np.int64, PRODUCT, 1.0),
+            ((0,), np.float32, SUM, 1.0),
+        ]:
+            for _ in range(2):
+                x = np.full(shape, comm.rank + 1, dtype)
+                assert start(x, op, scale, 1.0, "again").wait() is x
+                assert (x == scale * {SUM: sum(ranks), MAX: max(ranks), PRODUCT: np.prod(ranks)}[op]).all()
+
+
+def test_a_name_that_comes_again_is_refused_as_the_first_time(comm):
+    start = engine().allreduce_in_place
+    x = np.zeros(4, np.float32)
+    for _ in range(2):
+        start(x, SUM, 1.0, 1.0, "again").wait()
+    first = start(x, SUM, 1.0, 1.0, "again") if comm.rank == 0 else None
+    if first is not None and comm.size > 1:  # it waits for the others
+        with pytest.raises(roundel.DuplicateNameError, match="'again'"):
+            start(np.zeros(4, np.float32), SUM, 1.0, 1.0, "again")
+    comm.barrier()
+    (first or start(x, SUM, 1.0, 1.0, "again")).wait()
+    with pytest.raises(roundel.InvalidArgumentError, match="process set 7"):
+        start(x, SUM, 1.0, 1.0, "again", 7)
+    x.flags.writeable = False
+    with pytest.raises(roundel.InvalidArgumentError, match="writable"):
+        start(x, SUM, 1.0, 1.0, "again")
+    if comm.size > 1:
+        odd = np.zeros(4 + comm.rank % 2, np.float32)
+        with pytest.raises(roundel.MismatchError, match="'again'"):
+            start(odd, SUM, 1.0, 1.0, "again").wait()
+    y = np.full(4, comm.rank, np.float32)
+    start(y, MAX, 1.0, 1.0, "again").wait()
+    assert (y == comm.size - 1).all()
+
+
 def test_a_group_is_one_request_of_many_dtypes_and_sizes(comm):
     shapes, dtypes = [(3,), (2, 5), (), (0,), (400_000,)], [np.float32, np.int64, np.float64, np.float32, np.float32]
     xs = [np.full(s, comm.rank + 1, d) for s, d in zip(shapes, dtypes, strict=True)]
