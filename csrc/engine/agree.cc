@@ -143,6 +143,7 @@ std::string Engine::announcement() {
 
 void Engine::perform(const std::string& message) {
   std::vector<Work> works;
+  works.reserve(message.size() / kShortestRun);
   uint32_t set = 0;
   const auto run_collected = [&] {
     if (!works.empty()) run(set, works);
@@ -256,6 +257,18 @@ void Engine::finish(Slot& slot, const std::exception_ptr& error, int64_t value) 
   sleepers_.complete(*ticket, error);
 }
 
+// What was carried out.
+void Engine::finish(std::span<Work* const> works) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Work* work : works)
+      if (work->ticket != nullptr) finished_.push_back(take_pending(*work->sealed->slot));
+  }
+  under_way_ -= static_cast<int>(finished_.size());
+  for (const auto& ticket : finished_) sleepers_.complete(*ticket, nullptr);
+  finished_.clear();
+}
+
 // With mutex_ held.
 std::shared_ptr<Ticket> Engine::take_pending(Slot& slot) {
   pending_.remove(slot);
@@ -264,8 +277,7 @@ std::shared_ptr<Ticket> Engine::take_pending(Slot& slot) {
 }
 
 void Engine::open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm) {
-  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_,
-                         [this](Work& work) { finish(*work.sealed->slot, nullptr); });
+  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_, [this](std::span<Work* const> works) { finish(works); });
 }
 
 // A set of ranks that there is already keeps its number.

@@ -172,11 +172,15 @@ void Engine::handle_reports(int from, std::string_view message) {
     return mailbox_->dismiss(from);
   }
   const auto now = Clock::now();
+  std::vector<int> members;
+  int64_t of_set = -1;
   Reader in(message);
   while (!in.done()) switch (in.number<Report>()) {
       case Report::ReadyAll: {
         const SharedRequest request = take_request(in);
-        board_.ready(request, board_.members_of(request->request, tree_.subtree[child]), now);
+        if (std::exchange(of_set, request->request.set) != request->request.set)
+          members = board_.members_of(request->request, tree_.subtree[child]);
+        board_.ready(request, members, now);
         break;
       }
       case Report::Ready: {

@@ -115,6 +115,7 @@ class Engine {
   void add_set(const Work& work);
   void remove_set(const Work& work);
   void finish(Slot& slot, const std::exception_ptr& error, int64_t value = -1);
+  void finish(std::span<Work* const> works);
   std::shared_ptr<Ticket> take_pending(Slot& slot);
   void catch_up(Kind kind, uint32_t set, const std::string& name);
 
@@ -149,9 +150,10 @@ class Engine {
   std::map<uint32_t, Executor> executors_;  // of the sets that this rank is in
   uint32_t next_set_ = 1;
   std::vector<SharedRequest> by_number_;
-  SharedRequest join_;                  // the same on all ranks
-  std::vector<int> departed_, joined_;  // neighbours that have left; ranks that have joined, the last one last
-  std::set<std::string> warned_;        // encoded requests whose stall was told
+  std::vector<std::shared_ptr<Ticket>> finished_;  // memory that finish() uses again
+  SharedRequest join_;                             // the same on all ranks
+  std::vector<int> departed_, joined_;             // neighbours that have left; ranks that have joined, the last one last
+  std::set<std::string> warned_;                   // encoded requests whose stall was told
   Clock::time_point next_check_{};
   Clock::time_point last_progress_ = Clock::now();  // when somebody joined, or anything was announced: a join waits from there
 };

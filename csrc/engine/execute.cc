@@ -106,7 +106,8 @@ void Executor::run(std::vector<Work>& works) {
     stats_.executed(static_cast<int>(work.request().kind), work.request().tensors.size(), bytes, begin - work.agreed,
                     end - begin);
     note(work, bytes, begin, end);
-    done_(work);
+    Work* const done = &work;
+    done_({&done, 1});
   }
   flush_all();
   scratch_.clear();
@@ -193,7 +194,8 @@ void Executor::add_allreduce(Work& work) {
     fused->operation.fuse(in, out, tensors[i].shape, fused->works.size());
     fused->works.push_back(&work);
   }
-  if (tensors.empty()) done_(work);
+  Work* const done = &work;
+  if (tensors.empty()) done_({&done, 1});
 }
 
 void Executor::flush(Fused& fused) {
@@ -222,8 +224,9 @@ void Executor::flush(Fused& fused) {
       timeline.span(work->request().name, name_of(Kind::AllReduce), phases.exchange, phases.unpack, details);
       if (details.fused > 1) timeline.span(work->request().name, "memcpy_out", phases.unpack, phases.end);
     }
-    if (--work->parts_left == 0) done_(*work);
   }
+  std::erase_if(fused.works, [](Work* work) { return --work->parts_left > 0; });
+  done_(fused.works);
 }
 
 void Executor::flush_all() {

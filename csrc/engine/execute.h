@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "base/view.h"
@@ -31,8 +32,8 @@ struct Work {
 // Runs announced requests of one process set. All-reduces that go together travel together, `fusion_bytes` at most.
 class Executor {
  public:
-  using Done = std::function<void(Work&)>;
-  // `done` is called for every request as soon as it is carried out.
+  using Done = std::function<void(std::span<Work* const>)>;
+  // `done` is called with every request as soon as it is carried out.
   Executor(std::shared_ptr<comm::Communicator> comm, size_t fusion_bytes, Stats& stats, Done done)
       : comm_(std::move(comm)), adasum_(*comm_), fusion_bytes_(fusion_bytes), stats_(stats), done_(std::move(done)) {}
   void run(std::vector<Work>& works);

@@ -2,6 +2,7 @@
 // empty message is a goodbye.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace roundel::engine {
@@ -17,6 +18,8 @@ enum class Announcement : uint8_t {
   Refuse,   // key, text: ranks asked for different things
   JoinOver  // the rank that joined last
 };
+
+inline constexpr size_t kShortestRun = 10;  // bytes of an announcement: Run, As::Number, number, rank
 
 // How a request is written: the number that it has got, or itself, to be numbered or not.
 enum class As : uint8_t { Number, Itself, ToBeNumbered };

@@ -2,6 +2,11 @@
 
 namespace roundel::engine {
 
+// Numbered requests and their slots hold each other.
+Names::~Names() {
+  for (const auto& [encoded, request] : numbered_) request->slot->agreed = nullptr;
+}
+
 std::shared_ptr<Slot> Names::find(std::string_view key) const {
   const auto found = slots_.find(key);
   return found != slots_.end() ? found->second.lock() : nullptr;
@@ -40,7 +45,7 @@ SharedRequest Names::last_agreed(Kind kind, uint32_t set, std::string_view name)
   encode_key(kind, set, name, encoded_);
   const auto found = slots_.find(encoded_);
   const auto slot = found != slots_.end() ? found->second.lock() : nullptr;
-  return slot != nullptr ? slot->agreed.lock() : nullptr;
+  return slot != nullptr ? slot->agreed : nullptr;
 }
 
 }  // namespace roundel::engine

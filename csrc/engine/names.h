@@ -15,6 +15,9 @@ namespace roundel::engine {
 
 class Names {
  public:
+  Names() = default;
+  ~Names();
+
   // The numbered request where one is equal, else a new one.
   SharedRequest seal(Request request);
   SharedRequest seal(std::string_view encoded);  // throws CorruptFrame where that is no encoded request

@@ -32,8 +32,8 @@ struct Request {
   int root = -1;           // Broadcast: a rank of the job; RemoveSet: the set
   uint32_t set = 0;
   double prescale = 1, postscale = 1;
-  std::string name;
   std::vector<TensorSpec> tensors;
+  std::string name;
   std::vector<int> ranks;  // AddSet
 };
 
@@ -55,13 +55,12 @@ struct Slot;
 // A request in its final form, made by Names.
 struct Sealed {
   Sealed(Request request, std::string encoded, std::shared_ptr<Slot> slot)
-      : request(std::move(request)), encoded(std::move(encoded)), slot(std::move(slot)) {}
+      : slot(std::move(slot)), request(std::move(request)), encoded(std::move(encoded)) {}
+  static constexpr uint32_t kNoNumber = ~0u;
+  uint32_t number = kNoNumber;       // that stands for it between ranks; of whoever drives the engine
+  const std::shared_ptr<Slot> slot;  // of its key
   const Request request;
   const std::string encoded;
-  const std::shared_ptr<Slot> slot;  // of its key
-  uint32_t number = kNoNumber;       // that stands for it between ranks; of whoever drives the engine
-
-  static constexpr uint32_t kNoNumber = ~0u;
 };
 using SharedRequest = std::shared_ptr<Sealed>;
 

@@ -40,12 +40,13 @@ struct Readiness {
   size_t place = 0;  // in the board's roster
 };
 
+// What is looked at for every request comes first: a thousand slots are too much for the nearest caches.
 struct Slot {
   explicit Slot(std::string_view key) : key(key) {}
-  const std::string key;         // as in the encoded request
-  Pending pending;               // guarded by the engine's mutex
-  std::weak_ptr<Sealed> agreed;  // the numbered request of this name that was asked for last; guarded likewise
-  Readiness readiness;           // of whoever drives the engine
+  SharedRequest agreed;   // the numbered request of this name that was asked for last, if any; guarded by the engine's mutex
+  Pending pending;        // guarded likewise
+  Readiness readiness;    // of whoever drives the engine
+  const std::string key;  // as in the encoded request
 };
 
 // Slots in which something goes on, in no order. Each knows its place, so that it comes and goes without a search.
