@@ -12,6 +12,7 @@
 #include "bind/bind.h"
 #include "bind/calls.h"
 #include "bind/fast.h"
+#include "bind/fast_type.h"
 #include "bind/handle.h"
 
 namespace py = pybind11;
@@ -54,9 +55,9 @@ class EngineHandle {
     keep_.push_back(std::move(xs_));
     keep_until([ticket = std::move(ticket_)] { return ticket->done(); }, std::move(keep_));
   }
-  bool done() const { return ticket_->done(); }
+  py::object done() const { return py::bool_(ticket_->done()); }
   py::object wait() {
-    if (!done()) {
+    if (!ticket_->done()) {
       const py::gil_scoped_release unlocked;
       engine_->wait(*ticket_);
     }
@@ -78,6 +79,8 @@ class EngineHandle {
   Finish finish_;
   py::object result_;
 };
+
+using HandleType = FastType<EngineHandle>;
 
 py::object same(Ticket&, const py::object& xs) { return xs; }
 py::object value(Ticket& ticket, const py::object&) { return py::int_(ticket.value); }
@@ -238,13 +241,27 @@ struct PyEngine {
 };
 
 }  // namespace
+}  // namespace roundel::bind
+
+template <>
+struct pybind11::detail::type_caster<roundel::bind::EngineHandle> {
+  static constexpr auto name = const_name("roundel._core.EngineHandle");
+  static handle cast(roundel::bind::EngineHandle&& made, return_value_policy, handle) {
+    return roundel::bind::HandleType::make(std::move(made)).release();
+  }
+};
+
+namespace roundel::bind {
 
 void bind_engine(py::module_& m) {
-  py::class_<EngineHandle> handle(m, "EngineHandle", "A named request under way.");
-  handle.def("done", &EngineHandle::done, "True when wait() would not block.")
-      .def("wait", &EngineHandle::wait, "Block until the request is done; return its result or raise its error.");
-  const auto wait = [](EngineHandle& h) { return h.wait(); };
-  FastMethod<EngineHandle, decltype(wait)>::put_before(handle, "wait", wait);
+  HandleType::define(
+      m, "EngineHandle", "A named request under way.",
+      {HandleType::method<&EngineHandle::done>("done",
+                                               "done(self: roundel._core.EngineHandle) -> bool\n\n"
+                                               "True when wait() would not block."),
+       HandleType::method<&EngineHandle::wait>("wait",
+                                               "wait(self: roundel._core.EngineHandle) -> object\n\n"
+                                               "Block until the request is done; return its result or raise its error.")});
 
   const int sum = static_cast<int>(ReduceOp::Sum);
   py::class_<PyEngine> cls(

@@ -112,7 +112,7 @@ class FastMethod {
       return PyObject_Vectorcall(slow_.ptr(), args, static_cast<size_t>(count), keywords);
     try {
       auto* object = reinterpret_cast<pybind11::detail::instance*>(args[0]);
-      Self& bound = *object->get_value_and_holder().template value_ptr<Self>();
+      const Self& bound = *object->get_value_and_holder().template value_ptr<Self>();
       return pybind11::object(function_(bound, std::get<I>(values)...)).release().ptr();
     } catch (pybind11::error_already_set& error) {
       error.restore();
