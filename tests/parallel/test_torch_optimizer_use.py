@@ -362,6 +362,100 @@ def test_wrapping_again_takes_new_and_unfrozen_parameters_in(comm):
     assert_close_models(model, single)
 
 
+def planned_bytes(optimizer):
+    return (
+        0 if optimizer._reducer is None else sum(view.nbytes for bucket in optimizer._reducer.buckets for view in bucket.views)
+    )
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_frozen_in_mid_training_costs_nothing_and_may_come_back(comm, passes):
+    model, single = mlp(), mlp()
+    optimizer = distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), backward_passes_per_step=passes)
+    alone = torch.optim.SGD(single.parameters(), lr=0.1)
+    everything = sum(p.nbytes for p in model.parameters())
+    left = sum(p.nbytes for layer in (model[2], model[4]) for p in layer.parameters())
+    step = 0
+    for trained, count, expected in [(True, 2, everything), (False, 8, left), (True, 3, everything), (False, 2, everything)]:
+        for net in (model, single):
+            net[0].requires_grad_(trained)
+        for _ in range(count):
+            for net, opt, data in (
+                (model, optimizer, batch(comm.rank, step)),
+                (single, alone, everyones_batch(comm.size, step)),
+            ):
+                opt.zero_grad()
+                for _ in range(passes):
+                    loss_of(net, data).backward()
+                opt.step()
+            step += 1
+            assert (model[0].weight.grad is None) == (not trained)
+        assert planned_bytes(optimizer) == (expected if comm.size > 1 else 0)
+    assert_close_models(model, single)
+    assert_same_model_on_all_ranks(comm, model)
+
+
+def test_frozen_on_some_ranks_counts_as_zero_there(comm):
+    model = nn.Linear(2, 2, bias=False)
+    optimizer = distribute(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    x = torch.ones(1, 2)
+    for who_trains in [[0], range(comm.size), [], [0]]:  # after "none" they are planned out, and one rank brings them back
+        model.requires_grad_(comm.rank in who_trains)
+        for _ in range(8):
+            optimizer.zero_grad()
+            before = model.weight.detach().clone()
+            if comm.rank in who_trains:
+                model(x).sum().backward()
+            optimizer.step()
+            torch.testing.assert_close(before - model.weight, torch.full((2, 2), len(who_trains) / comm.size))
+
+
+def test_sparse_frozen_and_thawed(comm):
+    table = nn.Embedding(6, 2, sparse=True)
+    with torch.no_grad():
+        table.weight.zero_()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(table.parameters(), lr=1.0), table.named_parameters(), op=hvd.Sum)
+    for trained in (True, False, True):
+        table.weight.requires_grad_(trained)
+        for _ in range(7):
+            optimizer.zero_grad()
+            before = table.weight.detach().clone()
+            if trained:
+                table(torch.tensor([comm.rank % 6])).sum().backward()
+            optimizer.step()
+            moved = torch.bincount(torch.arange(comm.size) % 6, minlength=6).to(torch.float32) if trained else torch.zeros(6)
+            torch.testing.assert_close(before - table.weight, moved[:, None].expand(6, 2))
+        if comm.size > 1:
+            assert (table.weight in optimizer._reducer.sparse) == trained
+
+
+def test_thawed_in_a_step_that_a_rank_gives_up(comm):
+    model, single = mlp(), mlp()
+    optimizer, alone = sgd(model), torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9)
+    for net in (model, single):
+        net[0].requires_grad_(False)
+    train(model, optimizer, [batch(comm.rank, step) for step in range(8)])
+    train(single, alone, [everyones_batch(comm.size, step) for step in range(8)])
+    for net in (model, single):
+        net[0].requires_grad_(True)
+    optimizer.zero_grad()
+    if comm.size > 1:
+        if comm.rank == 0:
+            with contextlib.suppress(ZeroDivisionError):
+                handle = model[0].weight.register_hook(lambda gradient: 1 / 0)
+                loss_of(model, batch(comm.rank, 8)).backward()
+            handle.remove()
+            optimizer.zero_grad()
+        else:
+            loss_of(model, batch(comm.rank, 8)).backward()
+            with pytest.raises(roundel.RoundelError, match="rank 0 gave up this step"):
+                optimizer.step()
+            optimizer.zero_grad()
+    train(model, optimizer, [batch(comm.rank, step) for step in (9, 10)])
+    train(single, alone, [everyones_batch(comm.size, step) for step in (9, 10)])
+    assert_close_models(model, single)
+
+
 def test_double_backward_through_the_gradient(comm):
     model, single = mlp(), mlp()
     optimizer, alone = sgd(model), torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9)

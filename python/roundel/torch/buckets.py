@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,13 +13,22 @@ from roundel.ops import Average, Max, Min, Product, ReduceOp, Sum
 from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch.compression import Compression, Compressor
 
-__all__ = ["Bucket", "Route", "plan_buckets"]
+__all__ = ["Bucket", "Route", "Word", "plan_buckets"]
 
 _ALIGN = 64  # bytes: gradients start on cache lines
 
 # Flags travel with the gradients and meet the same operator; what comes out differs from _NO just when some rank said _YES.
 _NO = {Sum: 0, Average: 0, Max: 0, Min: 0, Product: 1}
 _YES = {Sum: 1, Average: 1, Max: 1, Min: -1, Product: 0}
+
+
+class Word(enum.IntEnum):
+    """What a rank may say of a step, with its last bucket."""
+
+    GAVE_UP = 0  # this step's gradients are not to be used
+    JOINED = 1  # it has no more data
+    FROZEN = 2  # parameters in the buckets have been frozen for some steps
+    THAWED = 3  # it has gradients of parameters that are in no bucket, since they were frozen
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
 class Bucket:
     """Some parameters' gradients side by side, and one flag for each that says whether any rank has a gradient for it.
 
-    The last bucket of a step also has two flags for each rank, which say whether that rank gave up the step, or has joined.
+    The last bucket of a step also has a flag for each rank and Word.
 
     Life of a step: put() or leave_out() for every parameter, launch() when none is pending, wait().
     Parameters are on one device. The bucket is there too; what travels is on the CPU.
@@ -91,11 +101,14 @@ class Bucket:
             offsets.append(end)
             end += -(-p.numel() // step) * step
         flags = end + len(self.params)
-        count = flags + (2 * len(self._ranks) if is_last else 0)
+        count = flags + (len(Word) * len(self._ranks) if is_last else 0)
         on_cpu = device.type == "cpu"
         self._flat = _allocate(count, dtype) if on_cpu else torch.zeros(count, dtype=dtype, device=device)
         self.views = [self._flat[o : o + p.numel()].view_as(p) for o, p in zip(offsets, self.params, strict=True)]
-        self._used, self._per_rank = self._flat[end:flags], self._flat[flags:].view(2, len(self._ranks) if is_last else 0)
+        self._used, self._per_rank = (
+            self._flat[end:flags],
+            self._flat[flags:].view(len(Word), len(self._ranks) if is_last else 0),
+        )
         wire = route.compression.wire_dtype(dtype)
         self._wire = self._flat if wire == dtype and on_cpu else _allocate(count, wire)
         self._handle = None
@@ -149,13 +162,9 @@ class Bucket:
         strided = gradient is not None and gradient.layout == torch.strided
         return strided and gradient.data_ptr() == self.views[slot].data_ptr()
 
-    def give_up(self) -> None:
-        """Tell all ranks, with the last bucket, that this step's gradients are not to be used."""
-        self._per_rank[0, self._ranks.index(world.rank())] = self._route.yes
-
-    def say_joined(self) -> None:
-        """Tell all ranks, with the last bucket, that this rank has no more data."""
-        self._per_rank[1, self._ranks.index(world.rank())] = self._route.yes
+    def say(self, word: Word) -> None:
+        """To all ranks, with the last bucket."""
+        self._per_rank[word, self._ranks.index(world.rank())] = self._route.yes
 
     def launch(self) -> None:
         """Start the all-reduce."""
@@ -163,10 +172,10 @@ class Bucket:
             self._wire.copy_(self._flat)
         self._handle = self._route.reduce(self._wire, self.name)
 
-    def wait(self) -> tuple[list[int], list[int]]:
+    def wait(self) -> dict[Word, list[int]]:
         """Finish the all-reduce; reduced gradients are in place, those that no rank has become None.
 
-        Returns the ranks that gave up the step and those that have joined, by what the last bucket says.
+        Returns which ranks said what; of the last bucket.
         """
         handle, self._handle = self._handle, None
         handle.wait()
@@ -177,8 +186,7 @@ class Bucket:
             sparse_dim = self._sparse_dims.get(param)
             param.grad = None if not is_used else view if sparse_dim is None else view.to_sparse(sparse_dim)
         self._reset()
-        gave_up, joined = ([self._ranks[i] for i, flag in enumerate(flags) if flag] for flags in per_rank)
-        return gave_up, joined
+        return {word: [self._ranks[i] for i, flag in enumerate(per_rank[word]) if flag] for word in Word}
 
 
 def _title(names: Sequence[str]) -> str:

@@ -236,7 +236,8 @@ def DistributedOptimizer(
 ) -> torch.optim.Optimizer:
     """Make `optimizer` reduce its gradients over ranks in step(). Returns the same object, with its class, state and groups.
 
-    optimizer: any torch optimizer. Call this again after adding or unfreezing parameters.
+    optimizer: any torch optimizer. Call this again after adding parameters, or unfreezing some that were frozen by now; those
+    that are frozen later, on all ranks, are in no bucket from the sixth step on and may come back at any time.
     named_parameters: (name, parameter) pairs, for error texts and to find mistakes; names unique, all parameters named.
     compression: Compression.none, fp16 or bf16 on the wire. Sums accumulate in float32.
     backward_passes_per_step: gradients of this many backward passes are added up before they are reduced.

@@ -4,6 +4,9 @@ Buckets are planned once, in the first step, in the order in which rank 0's grad
 that order, whatever the order of its own gradients, because collectives are ordered. The last one waits for synchronize(): it
 tells whether every rank has come so far, so that a rank whose backward pass failed can give up the step without anybody using
 half of it. Which parameters have sparse gradients is agreed in the first step too; those are gathered through the engine.
+
+Parameters that are frozen on all ranks are in no bucket. When some have been frozen for a few steps, or come back, buckets are
+planned anew.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch import joining
 from roundel.torch.agree import describe, require_same
 from roundel.torch.allgather import allgather
-from roundel.torch.buckets import Bucket, Route, plan_buckets
+from roundel.torch.buckets import Bucket, Route, Word, plan_buckets
 from roundel.torch.compression import Compression, Compressor
 from roundel.torch.sparse_gradients import SparseGradients
 from roundel.world import rank
@@ -32,6 +35,7 @@ __all__ = ["Reducer", "Settings"]
 
 _reducer_of = WeakTensorKeyDictionary()  # parameter -> weak reference to the Reducer whose hooks it has
 _numbers = itertools.count(1)
+_FROZEN_STEPS = 5  # after which new buckets are worth it: some programs freeze and thaw in turns
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Settings:
         return text + (", sparse_as_dense" if self.sparse_as_dense else "")
 
 
+def _is_frozen(param: torch.nn.Parameter) -> bool:
+    return not param.requires_grad and param.grad is None
+
+
 def _remove(hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
     for hook in hooks:
         hook.remove()
@@ -100,6 +108,8 @@ class Reducer:
         self.place: dict[torch.nn.Parameter, tuple[Bucket, int]] = {}
         self.sparse: SparseGradients | None = None
         self.planned = self.lasting = self.direct = False
+        self.frozen_here: set[torch.nn.Parameter] = set()  # though planned, as they are not frozen on all ranks
+        self.frozen_steps = 0
 
     def _start_over(self) -> None:
         self.passes_left = dict.fromkeys(self.params, self.passes)
@@ -140,6 +150,8 @@ class Reducer:
             if is_final:
                 self.sparse.start(param)
             return
+        if param not in self.place:  # thawed: synchronize() sees to it
+            return
         bucket, slot = self.place[param]
         if not is_final:
             bucket.note_version()
@@ -152,34 +164,38 @@ class Reducer:
         self.buckets[self.next_launch].launch()
         self.next_launch += 1
 
-    def _finish(self) -> tuple[list[int], list[int]]:
-        """Launch what is left and wait for all. Returns the ranks that gave up and those that have joined."""
+    def _finish(self) -> dict[Word, list[int]]:
+        """Launch what is left and wait for all. Returns which ranks said what."""
         while self.next_launch < len(self.buckets):
             self._launch_next()
-        said = [bucket.wait() for bucket in self.buckets]
+        said = [bucket.wait() for bucket in self.buckets][-1]
         self.sparse.finish()
-        if not self.lasting:
+        all_froze = len(said[Word.FROZEN]) == self.settings.process_set.size()
+        if not self.lasting or all_froze or said[Word.THAWED]:
             self._forget_plan()
         self._start_over()
-        return said[-1]
+        return said
 
     def _sparse_dim(self, param: torch.nn.Parameter) -> int:
         """0 for a dense gradient or none."""
         return 0 if param.grad is None or param.grad.layout != torch.sparse_coo else param.grad.sparse_dim()
 
-    def _plan(self) -> None:
+    def _plan(self, params: Sequence[torch.nn.Parameter]) -> None:
         settings = self.settings
-        process_set, count = settings.process_set, len(self.params)
-        described = (describe(self.names[p].strip("'"), p) for p in self.params)
-        require_same("DistributedOptimizer", [settings.describe(self.params), *described], process_set)
-        number = {p: i for i, p in enumerate(self.params)}
-        last_first = [p for p in reversed(self.params) if p not in self.ready_before_plan]
+        process_set, count = settings.process_set, len(params)
+        described = (describe(self.names[p].strip("'"), p) for p in params)
+        require_same("DistributedOptimizer", [settings.describe(params), *described], process_set)
+        number = {p: i for i, p in enumerate(params)}
+        last_first = [p for p in reversed(params) if p not in self.ready_before_plan]
         order = [number[p] for p in [*self.ready_before_plan, *last_first]]
         bucket_bytes = _core.setting_bytes("ROUNDEL_BUCKET_BYTES")
-        mine = [bucket_bytes, self.number, joining.is_free(self), *order, *map(self._sparse_dim, self.params)]
+        mine = [bucket_bytes, self.number, joining.is_free(self), *order, *map(self._sparse_dim, params)]
+        mine += [not _is_frozen(p) for p in params]
         rows = allgather(torch.tensor([mine], dtype=torch.int64), "order of gradients", process_set)
         bucket_bytes, label, is_free, *order = rows[0, : 3 + count].tolist()  # the first rank's, as all of this
-        sparse_dims = {p: dim for p, dim in zip(self.params, rows[:, 3 + count :].amax(0).tolist(), strict=True) if dim}
+        dims, live = (part.tolist() for part in rows[:, 3 + count :].amax(0).split(count))
+        sparse_dims = {p: dim for p, dim in zip(params, dims, strict=True) if dim}
+        self.frozen_here = {p for p, is_live in zip(params, live, strict=True) if is_live and _is_frozen(p)}
         if sparse_dims and settings.op not in (Average, Sum) and not settings.sparse_as_dense:
             raise InvalidArgumentError(
                 f"rank {rank()}: {settings.op.name} of sparse gradients such as {self.names[next(iter(sparse_dims))]}'s: "
@@ -199,12 +215,12 @@ class Reducer:
             self.direct,
             f" (optimizer {label})",
         )
-        in_order = [self.params[i] for i in order]
+        in_order = [params[i] for i in order if live[i]]
         gathered = {} if settings.sparse_as_dense else sparse_dims
         self.sparse = SparseGradients({p: sparse_dims[p] for p in in_order if p in gathered}, self.names, route)
-        # Where all are sparse an empty one stands in: the last bucket says who gave up the step.
+        # Where all are sparse, or frozen, an empty one stands in: ranks say what they have to say with the last bucket.
         in_buckets = [p for p in in_order if p not in gathered] or [torch.nn.Parameter(torch.empty(0))]
-        groups = settings.divided([p for p in self.params if p not in gathered])
+        groups = settings.divided([p for p in params if p not in gathered])
         names = self.names | {in_buckets[0]: self.names.get(in_buckets[0], "no parameter")}
         self.buckets = plan_buckets(in_buckets, names, bucket_bytes, route, groups, sparse_dims)
         self.place = {p: (bucket, slot) for bucket in self.buckets for slot, p in enumerate(bucket.params)}
@@ -232,13 +248,12 @@ class Reducer:
         gave_up: list[int] = []
         if self.params:
             if not self.planned:
-                self._plan()
-            self.sparse.start_rest()
-            for bucket in self.buckets:
-                for slot, p in enumerate(bucket.params):
-                    if bucket.is_pending(slot):
-                        bucket.leave_out(slot) if p.grad is None else bucket.put(slot)
-            gave_up, _ = self._finish()
+                self._plan(self.params)
+            planned = {*self.place, *self.sparse}
+            said = self._reduce()
+            gave_up = said[Word.GAVE_UP]
+            if said[Word.THAWED] and not gave_up:
+                self._reduce_thawed([p for p in self.params if p not in planned], said)
         if gave_up:
             raise RoundelError(
                 f"rank {rank()}: rank {', '.join(map(str, gave_up))} gave up this step after an exception in backward(); "
@@ -256,6 +271,35 @@ class Reducer:
             )
         self.synchronized = True
 
+    def _reduce(self) -> dict[Word, list[int]]:
+        """Launch all and wait for all. Returns which ranks said what."""
+        self.sparse.start_rest()
+        frozen = [p for p in self.sparse if _is_frozen(p)]
+        for bucket in self.buckets:
+            for slot, p in enumerate(bucket.params):
+                if not bucket.is_pending(slot):
+                    continue
+                bucket.leave_out(slot) if p.grad is None else bucket.put(slot)
+                if _is_frozen(p):
+                    frozen.append(p)
+        self.frozen_steps = 0 if self.frozen_here.issuperset(frozen) else self.frozen_steps + 1
+        if self.frozen_steps >= _FROZEN_STEPS:
+            self.buckets[-1].say(Word.FROZEN)
+        if any(p.grad is not None and p not in self.place and p not in self.sparse for p in self.params):
+            self.buckets[-1].say(Word.THAWED)
+        return self._finish()
+
+    def _reduce_thawed(self, params: Sequence[torch.nn.Parameter], said: dict[Word, list[int]]) -> None:
+        """In buckets for this once: the next step plans for all."""
+        if said[Word.JOINED]:
+            raise RoundelError(
+                f"rank {rank()}: rank {', '.join(map(str, said[Word.THAWED]))} has gradients of parameters that were frozen on "
+                f"all ranks, after rank {', '.join(map(str, said[Word.JOINED]))} has joined: unfreeze before join()"
+            )
+        self._plan(params)
+        self._reduce()
+        self._forget_plan()
+
     def abandon(self) -> None:
         """The caller throws the gradients away. An error when they have been handed over, unless the backward pass failed."""
         if self.handed_over and not self.backward_unfinished:
@@ -265,7 +309,7 @@ class Reducer:
             )
         if self.handed_over and self.planned:
             self.sparse.start_rest(empty=True)
-            self.buckets[-1].give_up()
+            self.buckets[-1].say(Word.GAVE_UP)
             self._finish()
         else:
             self._start_over()
@@ -279,8 +323,8 @@ class Reducer:
         for bucket in self.buckets:
             for slot in range(len(bucket.params)):
                 bucket.leave_out(slot)
-        self.buckets[-1].say_joined()
-        _, joined = self._finish()
+        self.buckets[-1].say(Word.JOINED)
+        joined = self._finish()[Word.JOINED]
         for p in self.params:
             p.grad = None
         return len(joined) == self.settings.process_set.size()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -28,6 +28,9 @@ class SparseGradients:
 
     def __contains__(self, param: torch.nn.Parameter) -> bool:
         return param in self._dims
+
+    def __iter__(self) -> Iterator[torch.nn.Parameter]:
+        return iter(self._dims)
 
     def _gather(self, param: torch.nn.Parameter, gradient: torch.Tensor | None) -> None:
         if gradient is None:
