@@ -14,11 +14,11 @@ __all__ = ["Handle", "poll", "synchronize", "waits_for"]
 class Handle:
     """An operation under way; `finish` turns the core's result into what the caller gets."""
 
-    __slots__ = ("__weakref__", "_finish", "_finished", "_native", "_result")
+    __slots__ = ("__weakref__", "_finish", "_native", "_result")
 
     def __init__(self, native: Any, finish: Callable[[Any], Any]) -> None:
-        self._native, self._finish = native, finish
-        self._finished, self._result = False, None
+        self._native = native
+        self._finish: Callable[[Any], Any] | None = finish
 
     def done(self) -> bool:
         """True when wait() would not block."""
@@ -26,9 +26,10 @@ class Handle:
 
     def wait(self) -> Any:
         """The result; may be called again. Raises MismatchError, PeerLostError, TimeoutError."""
-        if not self._finished:
-            self._result = self._finish(self._native.wait())
-            self._finished = True
+        finish = self._finish  # another thread may wait too
+        if finish is not None:
+            self._result = finish(self._native.wait())
+            self._finish = None
         return self._result
 
 

@@ -110,8 +110,8 @@ def allreduce_async_(
     """Start allreduce_(); the tensor belongs to the operation until it is done."""
     op = choose_op(average, op, "allreduce_")
     if is_used_itself(tensor, "allreduce_") and not tensor.requires_grad:  # the commonest: no detour for hundreds at once
-        number = number_of(process_set, "process_set")
         start = world.engine().allreduce_in_place
+        number = 0 if process_set is global_process_set else number_of(process_set, "process_set")
         return Handle(start(tensor, op, prescale_factor, postscale_factor, name or "", number), changed)
     staged = [stage(tensor, "allreduce_")]
     how = Reduction(op, name or "", prescale_factor, postscale_factor, process_set)

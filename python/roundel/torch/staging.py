@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor, strided
 from torch.autograd.graph import increment_version
 
 from roundel.errors import InvalidArgumentError
@@ -30,7 +31,7 @@ __all__ = [
 
 
 def _check_tensor(tensor: object, what: str) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+    if not isinstance(tensor, Tensor) or tensor.layout is not strided:
         kind = f"one of layout {tensor.layout}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise InvalidArgumentError(f"{what}: expected a dense torch.Tensor, got {kind}")
     return tensor
