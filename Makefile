@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP_BUILD := build/cpp
+# Where pip has built the core, by version of Python: tests in C++ are linked with the same objects.
+CORE_BUILD = $(or $(firstword $(shell ls -td build/cp*/ 2> /dev/null)),$(error no build in build/: run make build))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell find csrc -type f) $(shell find python -name '*.py' -o -name '*.pyi') CMakeLists.txt pyproject.toml
 CPP_SOURCES := $(shell find csrc tests/cpp tests/fuzz -name '*.cc' -o -name '*.h' -o -name '*.cu')
@@ -29,17 +30,17 @@ demo: build
 
 test: test-cpp test-python
 
-test-cpp: $(VENV)/.requirements
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CPP_BUILD) -G Ninja -DROUNDEL_TESTS=ON -DROUNDEL_PYTHON=OFF -DROUNDEL_CUDA=OFF
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CPP_BUILD)
-	$(CPP_BUILD)/roundel_tests
+test-cpp: build
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -DROUNDEL_TESTS=ON $(CORE_BUILD) > /dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CORE_BUILD) --target roundel_tests
+	$(CORE_BUILD)roundel_tests
 
 test-python: build
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup
 
 # The long ones: large plans, hundreds of kills, 100,000 random collectives, growth. About an hour.
 soak: test-cpp build
-	$(CPP_BUILD)/roundel_tests soak
+	$(CORE_BUILD)roundel_tests soak
 	$(BIN)/python -m pytest -s -m soak
 
 lint: $(VENV)/.requirements
