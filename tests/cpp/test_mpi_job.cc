@@ -60,6 +60,8 @@ class LateMpi final : public Mpi {
 // Whatever takes the place of freed memory would be overwritten.
 bool late_messages_hurt(int rank) {
   const auto mpi = std::make_shared<LateMpi>(rank);
+  static auto& reachable = *new std::vector<std::shared_ptr<LateMpi>>;  // what is kept is no leak
+  reachable.push_back(mpi);
   transport::MpiJob job(mpi, 0, 1);
   CHECK_THROWS(job.gather("text", 0.01), Timeout);
   CHECK(!mpi->receives.empty());
