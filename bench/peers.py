@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from roundel.ops import Min
+from roundel.ops import Max, Min
 
 from bench import hosts
 from bench.collectives import Collective, Job
@@ -175,7 +175,8 @@ class Team:
                 listener.bind(str(directory / f"{peer.name}.{job.rank}"))
                 listener.listen(1)
                 job.comm.barrier()  # all listen
-                self._start()
+                with _cores_of_all(job):
+                    self._start()
                 self._wait_connected(listener)
             self.hello = self._answer()
             self.note = self.hello["lacks"]
@@ -323,6 +324,21 @@ def started(
     finally:
         for team in teams:
             team.close()
+
+
+@contextlib.contextmanager
+def _cores_of_all(job: Job) -> Iterator[None]:
+    """What this thread starts may use the cores of all our ranks, each of which a launcher may have bound to its own."""
+    own = os.sched_getaffinity(0)
+    flags = np.zeros(max(own) + 1, np.int32)
+    flags[list(own)] = 1
+    most = int(job.comm.allreduce(np.array([len(flags)], np.int32), Max)[0])
+    flags = job.comm.allreduce(np.pad(flags, (0, most - len(flags))), Max)
+    os.sched_setaffinity(0, np.flatnonzero(flags).tolist())
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 @contextlib.contextmanager

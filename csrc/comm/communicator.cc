@@ -8,6 +8,7 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "base/memory.h"
 #include "base/recorder.h"
 #include "comm/executing.h"
 #include "comm/native.h"
@@ -17,16 +18,8 @@ namespace roundel::comm {
 namespace {
 
 constexpr size_t kTransferBytes = 1u << 20;  // a transfer travels in messages of this size
-constexpr size_t kAlignment = 64;
 constexpr std::chrono::milliseconds kCheckPeriod{
     50};  // for what need not be looked at all the time: signals, deadlines of others
-
-std::byte* private_memory(size_t bytes) {
-  const size_t rounded = std::max<size_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  auto* data = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
-  if (data == nullptr) throw Error(format("no memory for a buffer of %zu bytes", bytes));
-  return data;
-}
 
 }  // namespace
 
@@ -76,7 +69,7 @@ Communicator::~Communicator() {
 }
 
 std::byte* Communicator::allocate(size_t bytes) {
-  return world_->memory != nullptr ? world_->memory->arena().allocate(bytes) : private_memory(bytes);
+  return world_->memory != nullptr ? world_->memory->arena().allocate(bytes) : allocate_memory(bytes);
 }
 
 void Communicator::release(std::byte* data) {
@@ -136,7 +129,7 @@ std::byte* Communicator::fused_buffer(size_t bytes) {
   try {
     fused_ = allocate(bytes);
   } catch (const Error&) {
-    fused_ = private_memory(bytes);
+    fused_ = allocate_memory(bytes);
   }
   fused_bytes_ = bytes;
   return fused_;

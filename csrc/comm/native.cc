@@ -3,6 +3,7 @@
 #include "base/copy.h"
 #include "base/env.h"
 #include "base/error.h"
+#include "base/memory.h"
 
 namespace roundel::comm {
 namespace {
@@ -11,9 +12,13 @@ namespace {
 // Per round, byte, byte that leaves a host, message, byte added up.
 constexpr plan::LinkCost kRingCost = {2e-6, 1 / 5e9, 0, 0.3e-6, 1 / 10e9};
 constexpr plan::LinkCost kTcpCost = {7e-6, 1 / 1.8e9, 0, 2e-6, 1 / 10e9};
-constexpr plan::LinkCost kMpiCost = {4e-6, 1 / 4e9, 0, 1e-6, 1 / 10e9};
+constexpr plan::LinkCost kMpiCost = {4e-6, 1 / 4e9, 0, 1e-6, 1 / 35e9};
 constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
-constexpr int kDirectBarrier = 64;  // ranks: above, as many messages take longer than a few rounds
+// A message takes MPI libraries some microseconds at either end, and what it holds they copy at once from one rank's memory to
+// the other's, or a fabric does. Larger pieces for fewer ranks: there is a tile for each of them.
+constexpr size_t kMpiPiecesOfAll = 8u << 20;
+constexpr size_t kWorthReadingInPlace = 32u << 10;  // below, a copy takes less time than finding out what to read where
+constexpr int kDirectBarrier = 64;                  // ranks: above, as many messages take longer than a few rounds
 constexpr size_t kMaxChoices =
     256;  // a training job repeats a few dozen shapes; whoever never repeats one pays little for this
 
@@ -38,6 +43,11 @@ plan::Collective collective_of(OpKind kind) {
     default:
       return plan::Collective::AllReduce;
   }
+}
+
+size_t piece_bytes(const transport::World& world) {
+  if (!world.by_mpi || world.mixed) return plan::kPieceBytes;
+  return std::max(plan::kPieceBytes, kMpiPiecesOfAll / static_cast<size_t>(world.size));
 }
 
 void copy_in(View to, const View& from, double prescale) {
@@ -66,7 +76,7 @@ NativeCommunicator::NativeCommunicator(std::shared_ptr<transport::World> world)
                DType::Float32, cost_, forced_);
   executor_ = std::make_unique<plan::Executor>(
       *world_->transport, [this] { look_around(*current_, [this] { return world_->transport->waiting_for(); }); },
-      [this] { return disturbed(); });
+      [this] { return disturbed(); }, piece_bytes(*world_));
 }
 
 const char* NativeCommunicator::name() const {
@@ -83,17 +93,14 @@ void NativeCommunicator::execute(const Operation& o) {
     case OpKind::Barrier:
       return barrier(o);
     case OpKind::AllReduce:
-      copy_in(o.out, o.in, o.prescale);
-      return is_mpis_own(o) ? allreduce_by_mpi(o) : run_plan(o, none, o.out);
+      return is_mpis_own(o) ? allreduce_by_mpi(o) : run_plan(o, none, o.out, &o.in);
     case OpKind::Reduce: {
       const View work = at_root ? o.out : View{workspace(o.in.bytes()), o.in.count, o.in.dtype};
-      copy_in(work, o.in, o.prescale);
-      return run_plan(o, none, work);
+      return run_plan(o, none, work, &o.in);
     }
     case OpKind::ReduceScatter: {
       const View work{workspace(o.in.bytes()), o.in.count, o.in.dtype};
-      copy_in(work, o.in, o.prescale);
-      run_plan(o, none, work);
+      run_plan(o, none, work, &o.in);
       return copy_in(o.out, {work.at(o.parts.begin(world_->rank)), o.out.count, o.out.dtype}, 1);
     }
     case OpKind::AllGather:
@@ -138,7 +145,7 @@ plan::Shape NativeCommunicator::shape_of(const Operation& o, plan::Parts parts) 
   return shape;
 }
 
-void NativeCommunicator::run_plan(const Operation& o, View in, View out) {
+void NativeCommunicator::run_plan(const Operation& o, View in, View out, const View* addend) {
   const plan::Shape shape = shape_of(o, has_parts(o.kind) ? o.parts : plan::Parts::even(o.in.count, world_->size));
   const Choice& choice = choose(collective_of(o.kind), shape, out.dtype, has_parts(o.kind));
   const plan::Plan& plan = choice.plan;
@@ -146,8 +153,14 @@ void NativeCommunicator::run_plan(const Operation& o, View in, View out) {
   tag.signature.algorithm = choice.algorithm;
   const ReduceOp op = o.kernel_op();
   const bool adds = reduces(o.kind) && (op == ReduceOp::Sum || op == ReduceOp::Product);
-  if (!is_half(out.dtype) || plan.single_fold || !adds) {
-    executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline);
+  const bool as_it_is = !is_half(out.dtype) || plan.single_fold || !adds;
+  // A plan of several ranks writes all of the result that counts; what it reads before that it can read where it is.
+  const bool copies = addend != nullptr && (!as_it_is || plan.nested || world_->size == 1 || o.prescale != 1 ||
+                                            addend->data == out.data || out.bytes() < kWorthReadingInPlace);
+  if (copies) copy_in(out, *addend, o.prescale);
+  if (as_it_is) {
+    executor_->run(plan, tag, in, out, op, o.finish(world_->size), o.deadline,
+                   addend != nullptr && !copies ? addend->data : nullptr);
     return world_->transport->retire(tag);
   }
 
@@ -208,7 +221,7 @@ void NativeCommunicator::meet(const Operation& o, const transport::Tag& tag) {
 std::byte* NativeCommunicator::workspace(size_t bytes) {
   if (bytes > workspace_bytes_) {
     workspace_.reset();
-    workspace_.reset(new std::byte[bytes]);
+    workspace_.reset(allocate_memory(bytes));
     workspace_bytes_ = bytes;
   }
   return workspace_.get();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <tuple>
 
+#include "base/memory.h"
 #include "comm/communicator.h"
 #include "plan/executor.h"
 
@@ -31,7 +32,8 @@ class NativeCommunicator final : public Communicator {
   const Choice& choose(plan::Collective collective, const plan::Shape& shape, DType dtype, bool own_parts);
 
   plan::Shape shape_of(const Operation& o, plan::Parts parts) const;
-  void run_plan(const Operation& o, View in, View out);
+  // `addend`: what goes into `out` first, of reductions.
+  void run_plan(const Operation& o, View in, View out, const View* addend = nullptr);
   void alltoallv(const Operation& o);
   void barrier(const Operation& o);
   void meet(const Operation& o, const transport::Tag& tag);
@@ -47,7 +49,7 @@ class NativeCommunicator final : public Communicator {
   plan::LinkCost cost_;
   std::map<ChoiceKey, Choice> choices_;
   plan::Plan barrier_;
-  std::unique_ptr<std::byte[]> workspace_;
+  Memory workspace_;
   size_t workspace_bytes_ = 0;
 };
 

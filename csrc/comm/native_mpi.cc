@@ -37,7 +37,10 @@ void NativeCommunicator::allreduce_by_mpi(const Operation& o) {
   meet(o, tag);
   transport::Mpi& mpi = world_->mpi->mpi();
   const View work{workspace(o.out.bytes()), o.out.count, o.out.dtype};
-  copy_bytes(work.data, o.out.data, work.bytes());
+  if (o.prescale != 1)
+    kernels::scale(work.dtype, work.data, o.in.data, work.count, o.prescale);
+  else
+    copy_bytes(work.data, o.in.data, work.bytes());
   for (size_t at = 0; at < work.count; at += kAtATime) {
     transport::Mpi::Request request =
         mpi.allreduce(world_->mpi->comm(), work.at(at), std::min(kAtATime, work.count - at), work.dtype, o.kernel_op());

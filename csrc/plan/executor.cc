@@ -11,16 +11,21 @@
 namespace roundel::plan {
 namespace {
 
-constexpr size_t kPieceBytes = 256u << 10;  // several in flight fit a 1 MB L2; below 64 KB the 64-byte frames begin to show
-constexpr size_t kWindow = 4;               // pieces under way: one sending, one receiving, one reducing, one waiting
-constexpr size_t kTileAlignment = 64;
+constexpr size_t kWindow = 4;  // pieces under way: one sending, one receiving, one reducing, one waiting
+constexpr size_t kTileAlignment = 64, kLargeTileAlignment = 4096;  // see base/memory.h
+constexpr size_t kLargeTile = 64u << 10;
 constexpr size_t kMaxPieces = 1u << 16;  // per range: the low half of a message's index
+
+size_t aligned_for_tile(size_t at, size_t bytes) {
+  const size_t alignment = bytes >= kLargeTile ? kLargeTileAlignment : kTileAlignment;
+  return (at + alignment - 1) / alignment * alignment;
+}
 
 // A range is cut into pieces by its own length alone, so both ends of a message cut it alike. Nested plans are not cut.
 struct Cut {
-  Cut(size_t count, size_t element, bool nested) : count(count) {
+  Cut(size_t count, size_t element, bool nested, size_t piece_bytes) : count(count) {
     const size_t bytes = count * element;
-    size_t piece = nested ? std::max(bytes, element) : std::max(kPieceBytes, (bytes + kMaxPieces - 1) / kMaxPieces);
+    size_t piece = nested ? std::max(bytes, element) : std::max(piece_bytes, (bytes + kMaxPieces - 1) / kMaxPieces);
     piece_elements = (piece + element - 1) / element;
     pieces = (count + piece_elements - 1) / piece_elements;
   }
@@ -39,11 +44,21 @@ struct Executor::Job {
   ReduceOp op;
   kernels::Finish finish;
   size_t element;
+  size_t piece_bytes;
+  const std::byte* given;                                  // what Out would hold at the start; nullptr: Out does
   size_t nested_scratch = 0;                               // offset of all scratch space in one, where places may overlap
   std::vector<uint32_t> ordinal{};                         // by step: messages between the same two ranks before it
   std::vector<std::pair<size_t, size_t>> scratch_tiles{};  // begin of a scratch place, offset of its tile; ascending
   std::vector<size_t> incoming_tiles{};                    // by step: offset of a RecvReduce's tile
+  std::vector<std::pair<size_t, size_t>> first_writes{};   // with `given`: begin of a place in Out, its first step; ascending
 
+  Cut cut(size_t count) const { return {count, element, plan.nested, piece_bytes}; }
+  // Nothing has been written there before this step.
+  bool is_as_given(const Place& place, size_t step) const {
+    if (given == nullptr || place.buffer != Buffer::Out) return false;
+    const auto first = std::lower_bound(first_writes.begin(), first_writes.end(), std::pair{place.begin, size_t{0}});
+    return first == first_writes.end() || first->first != place.begin || step <= first->second;
+  }
   transport::Tag message(size_t step, size_t piece) const {
     transport::Tag with_index = tag;
     with_index.index += ordinal[step] << 16 | static_cast<uint32_t>(piece);
@@ -64,7 +79,7 @@ struct Executor::Lane {
   std::vector<Pending> pending{};
 
   View view(const Job& job, const Place& place) const {
-    const Cut cut(place.count, job.element, job.plan.nested);
+    const Cut cut = job.cut(place.count);
     View view{nullptr, cut.length(piece), job.out.dtype};
     if (place.buffer == Buffer::Scratch && job.plan.nested) {
       view.data = tiles + job.nested_scratch + place.begin * job.element;
@@ -76,6 +91,11 @@ struct Executor::Lane {
       view.data = buffer.at(place.begin + cut.begin(piece));
     }
     return view;
+  }
+  // What a step reads there.
+  const std::byte* read(const Job& job, const Place& place, size_t step) const {
+    if (job.is_as_given(place, step)) return job.given + (place.begin + job.cut(place.count).begin(piece)) * job.element;
+    return static_cast<const std::byte*>(view(job, place).data);
   }
 };
 
@@ -92,13 +112,20 @@ void Executor::number_messages(Job& job) {
   }
 }
 
+void Executor::find_first_writes(Job& job) {
+  for (size_t s = 0; s < job.plan.steps.size(); ++s) {
+    const Step& step = job.plan.steps[s];
+    if (step.action != Action::Send && step.place.buffer == Buffer::Out) job.first_writes.emplace_back(step.place.begin, s);
+  }
+  std::sort(job.first_writes.begin(), job.first_writes.end());
+}
+
 // Returns the bytes of all tiles of one lane.
 size_t Executor::lay_out_tiles(Job& job) {
   size_t bytes = 0;
   const auto add = [&](size_t count) {
-    const size_t at = bytes;
-    bytes += (Cut(count, job.element, job.plan.nested).length(0) * job.element + kTileAlignment - 1) / kTileAlignment *
-             kTileAlignment;
+    const size_t tile = job.cut(count).length(0) * job.element, at = aligned_for_tile(bytes, tile);
+    bytes = at + tile;
     return at;
   };
   const auto note = [&](const Place& place) {
@@ -114,7 +141,7 @@ size_t Executor::lay_out_tiles(Job& job) {
   job.scratch_tiles.erase(std::unique(job.scratch_tiles.begin(), job.scratch_tiles.end()), job.scratch_tiles.end());
   for (auto& [begin, tile] : job.scratch_tiles) tile = add(tile);
   if (job.plan.nested) job.nested_scratch = add(job.plan.scratch);
-  return bytes;
+  return aligned_for_tile(bytes, bytes);
 }
 
 void Executor::start_round(Job& job, Lane& lane) {
@@ -138,7 +165,7 @@ void Executor::start_round(Job& job, Lane& lane) {
     switch (step.action) {
       case Action::Send:
         in_messages(s, view.count, [&](const transport::Tag& tag, size_t at, size_t bytes) {
-          return transport_.send(step.peer, tag, {data + at, bytes});
+          return transport_.send(step.peer, tag, {lane.read(job, step.place, s) + at, bytes});
         });
         break;
       case Action::RecvReduce:
@@ -151,12 +178,12 @@ void Executor::start_round(Job& job, Lane& lane) {
         break;
       case Action::Fold: {
         std::vector<const void*> inputs;
-        for (const Place& from : step.from) inputs.push_back(lane.view(job, from).data);
+        for (const Place& from : step.from) inputs.push_back(lane.read(job, from, s));
         kernels::reduce(job.op, view.dtype, view.data, inputs, view.count, step.last ? job.finish : kernels::Finish{});
         break;
       }
       case Action::Copy:
-        copy_bytes(view.data, lane.view(job, step.from[0]).data, view.bytes());
+        copy_bytes(view.data, lane.read(job, step.from[0], s), view.bytes());
         break;
     }
   }
@@ -171,7 +198,8 @@ bool Executor::advance(Job& job, Lane& lane) {
       if (step.action == Action::RecvReduce) {
         const View view = lane.view(job, step.place);
         void* sum = view.at(pending.begin);
-        const void* inputs[2] = {sum, lane.tiles + job.incoming_tiles[pending.step] + pending.begin * job.element};
+        const void* inputs[2] = {lane.read(job, step.place, pending.step) + pending.begin * job.element,
+                                 lane.tiles + job.incoming_tiles[pending.step] + pending.begin * job.element};
         kernels::reduce(job.op, view.dtype, sum, inputs, pending.count, step.last ? job.finish : kernels::Finish{});
       }
       return true;
@@ -183,17 +211,19 @@ bool Executor::advance(Job& job, Lane& lane) {
 }
 
 void Executor::run(const Plan& plan, const transport::Tag& tag, View in, View out, ReduceOp op, kernels::Finish finish,
-                   Deadline deadline) {
-  Job job{plan, tag, in, out, op, finish, size_of(out.dtype)};
+                   Deadline deadline, const void* given) {
+  ROUNDEL_CHECK(given == nullptr || !plan.nested);
+  Job job{plan, tag, in, out, op, finish, size_of(out.dtype), piece_bytes_, static_cast<const std::byte*>(given)};
   number_messages(job);
+  if (given != nullptr) find_first_writes(job);
   size_t pieces = 0;
-  for (const Step& step : plan.steps) pieces = std::max(pieces, Cut(step.place.count, job.element, plan.nested).pieces);
+  for (const Step& step : plan.steps) pieces = std::max(pieces, job.cut(step.place.count).pieces);
   std::vector<Lane> lanes(std::min(pieces, kWindow));
   const size_t lane_bytes = lay_out_tiles(job);
   if (lane_bytes * lanes.size() > tiles_bytes_) {
     tiles_.reset();
     tiles_bytes_ = 0;
-    tiles_.reset(new std::byte[lane_bytes * lanes.size()]);
+    tiles_.reset(allocate_memory(lane_bytes * lanes.size()));
     tiles_bytes_ = lane_bytes * lanes.size();
   }
 

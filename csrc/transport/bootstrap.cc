@@ -57,6 +57,7 @@ Card make_card(const Job& job) {
   card.host = host_id(job);
   card.process = ::getpid();
   card.process_space = process_space();
+  card.cores = own_cores();
   card.mpi_number = job.mpi_number;
   card.prefers_mpi = job.prefers_mpi;
   std::string settings = format("protocol %d", kFrameVersion);
@@ -306,7 +307,14 @@ Rendezvous join_rendezvous(const Job& job, const Identity& identity, const Patie
 }  // namespace
 
 Rendezvous meet(const Job& job, const Identity& identity, const Patience& patience) {
-  if (job.size == 1) return {{Peer{0, {}, job.mpi_number, job.prefers_mpi}}, {}, {}};
+  if (job.size == 1) {
+    Rendezvous alone;
+    Peer& self = alone.peers.emplace_back();
+    self.mpi_number = job.mpi_number;
+    self.prefers_mpi = job.prefers_mpi;
+    self.cores = own_cores();
+    return alone;
+  }
   return job.rank == 0 ? host_rendezvous(job, identity, patience) : join_rendezvous(job, identity, patience);
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "transport/doorbell.h"
 #include "transport/monitor.h"
 #include "transport/patience.h"
 
@@ -37,6 +38,7 @@ struct Peer {
   Address address;
   uint32_t mpi_number = 0;
   bool prefers_mpi = false;
+  Cores cores{};
 };
 
 struct Rendezvous {

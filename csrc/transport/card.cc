@@ -47,7 +47,8 @@ std::vector<Peer> read_cards(const std::vector<Card>& cards) {
     if (!has_usable_address(card)) throw Error("a rank sent an address of an unknown family or length");
     auto at = std::find(hosts.begin(), hosts.end(), card.host);
     if (at == hosts.end()) at = hosts.insert(hosts.end(), card.host);
-    peers.push_back({static_cast<int>(at - hosts.begin()), address_of(card), card.mpi_number, card.prefers_mpi != 0});
+    peers.push_back(
+        {static_cast<int>(at - hosts.begin()), address_of(card), card.mpi_number, card.prefers_mpi != 0, card.cores});
   }
   return peers;
 }

@@ -14,6 +14,7 @@ struct Card {
   int32_t process = 0;         // its number, among the processes that
   uint64_t process_space = 0;  // this names (a pid namespace)
   uint32_t mpi_number = 0;     // proposed for MPI messages; 0: MPI cannot carry them here
+  Cores cores{};               // that it may use
   uint32_t prefers_mpi = 0;    // there is hardware that MPI makes better use of than TCP
   char settings[204] = {};     // must be equal on all ranks
 

@@ -5,7 +5,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <bit>
 #include <ctime>
+#include <numeric>
 
 #include "base/env.h"
 
@@ -72,10 +74,19 @@ bool Backoff::again() {
   return true;
 }
 
-double spin_seconds(int local_size) {
+Cores own_cores() {
+  Cores cores{};
   cpu_set_t allowed;
-  const int cores = ::sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
-  return local_size <= cores ? env::number("ROUNDEL_SPIN_MICROSECONDS", 0, 1e6) * 1e-6 : 0.0;
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
+  for (size_t i = 0; i < 64 * cores.size(); ++i)
+    if (CPU_ISSET(i, &allowed)) cores[i / 64] |= uint64_t{1} << i % 64;
+  return cores;
+}
+
+double spin_seconds(int local_size, const Cores& cores) {
+  const int count =
+      std::accumulate(cores.begin(), cores.end(), 0, [](int sum, uint64_t word) { return sum + std::popcount(word); });
+  return local_size <= count ? env::number("ROUNDEL_SPIN_MICROSECONDS", 0, 1e6) * 1e-6 : 0.0;
 }
 
 }  // namespace roundel::transport

@@ -5,6 +5,7 @@
 // a rank that is awake: a fence and a load.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -64,7 +65,12 @@ class Backoff {
   Deadline until_ = Deadline::after(0);
 };
 
-// ROUNDEL_SPIN_MICROSECONDS, or 0 when `local_size` ranks do not each have a core.
-double spin_seconds(int local_size);
+// The cores of a host that a rank may use, a bit for each.
+using Cores = std::array<uint64_t, 16>;
+Cores own_cores();
+
+// ROUNDEL_SPIN_MICROSECONDS, or 0 when `local_size` ranks do not each have a core among these: of all of them together, since
+// a launcher may bind each to its own.
+double spin_seconds(int local_size, const Cores& cores = own_cores());
 
 }  // namespace roundel::transport

@@ -1,8 +1,9 @@
 // MPI messages as a way for frames: what a job's fabric is best used by.
 //
-// A frame travels as a message of its own, with a payload of up to kTogether bytes in it; a longer payload follows as a second
-// message, from its place to its place. Messages between two ranks on one tag do not overtake each other, so that a payload's
-// message is the one that its header announced. Receives for headers are posted at all times.
+// A frame travels as a message of its own, with the beginning of its payload; what is left of a short one follows in more
+// messages of that kind. Receives for these are posted at all times, and they do not overtake each other. A long payload goes
+// from its place to its place, on a tag that the frame names and that is its own until it has been taken: if nobody waits for
+// it yet, its sender holds it.
 //
 // MPI has no end of a connection: whoever leaves says so in a message, whoever dies is the monitor's.
 #pragma once

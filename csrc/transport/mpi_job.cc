@@ -16,6 +16,7 @@ namespace {
 constexpr int kGatherTag = 0, kAnswerTag = 1;  // below the tags of worlds, whose numbers begin at 1
 constexpr useconds_t kPauseMicroseconds = 200;
 constexpr size_t kMostText = 4096;  // of a rank, before the ranks have met
+constexpr size_t kRow = kMostText + 1;
 
 std::atomic<bool> g_ours{false};          // MPI was initialized here
 std::atomic<Mpi::Comm> g_finish_comm{0};  // of all of MPI_COMM_WORLD, for the end
@@ -63,18 +64,32 @@ std::string MpiJob::describe() const {
                 name_of(mpi_->threads()));
 }
 
-// To rank 0 and back: few ranks are started before anything is known of them, and it says who is missing.
 std::vector<std::string> MpiJob::gather(const std::string& mine, double seconds) {
   if (mine.size() > kMostText) throw InvalidArgument(format("rank %d: a text of %zu bytes is too long", rank_, mine.size()));
+  const auto size = static_cast<size_t>(size_);
+  auto rows = std::make_unique<std::string>(size * kRow, '\0');
+  std::string& all = *rows;
+  std::copy(mine.begin(), mine.end(), all.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(rank_) * kRow));
+  try {
+    exchange(all, seconds);
+  } catch (...) {
+    static_cast<void>(rows.release());  // MPI may still write to it, or read from it: it stays
+    throw;
+  }
+  std::vector<std::string> texts;
+  for (size_t r = 0; r < size; ++r) texts.emplace_back(all.c_str() + r * kRow);
+  std::fill(all.begin(), all.end(), '\0');  // the token was in there
+  return texts;
+}
+
+// To rank 0 and back: few ranks are started before anything is known of them, and it says who is missing.
+void MpiJob::exchange(std::string& all, double seconds) {
   const Deadline deadline = Deadline::after(seconds);
   const auto size = static_cast<size_t>(size_);
-  const size_t row = kMostText + 1;
-  std::string all(size * row, '\0');
-  std::copy(mine.begin(), mine.end(), all.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(rank_) * row));
   if (rank_ == 0) {
     std::vector<Mpi::Request> requests(size);
     for (size_t r = 1; r < size; ++r)
-      requests[r] = mpi_->receive(comm_, static_cast<int>(r), kGatherTag, all.data() + r * row, row);
+      requests[r] = mpi_->receive(comm_, static_cast<int>(r), kGatherTag, all.data() + r * kRow, kRow);
     std::vector<int> missing(size - 1);
     for (size_t r = 1; r < size; ++r) missing[r - 1] = static_cast<int>(r);
     for (;;) {
@@ -89,15 +104,11 @@ std::vector<std::string> MpiJob::gather(const std::string& mine, double seconds)
     for (size_t r = 1; r < size; ++r) requests[r] = mpi_->send(comm_, static_cast<int>(r), kAnswerTag, all.data(), all.size());
     for (size_t r = 1; r < size; ++r) await(requests[r], deadline, format("rank %zu has not taken the table of ranks", r));
   } else {
-    Mpi::Request given = mpi_->send(comm_, 0, kGatherTag, all.data() + static_cast<size_t>(rank_) * row, row);
+    Mpi::Request given = mpi_->send(comm_, 0, kGatherTag, all.data() + static_cast<size_t>(rank_) * kRow, kRow);
     Mpi::Request answer = mpi_->receive(comm_, 0, kAnswerTag, all.data(), all.size());
     await(given, deadline, "rank 0 has not come");
     await(answer, deadline, "rank 0 has not sent the table of ranks");
   }
-  std::vector<std::string> texts;
-  for (size_t r = 0; r < size; ++r) texts.emplace_back(all.c_str() + r * row);
-  std::fill(all.begin(), all.end(), '\0');  // the token was in there
-  return texts;
 }
 
 uint32_t MpiJob::propose_number() {

@@ -40,6 +40,7 @@ class MpiJob {
   void give_back_number(uint32_t number);
 
  private:
+  void exchange(std::string& all, double seconds);
   void await(Mpi::Request& request, Deadline deadline, const std::string& what);
 
   std::shared_ptr<Mpi> mpi_;

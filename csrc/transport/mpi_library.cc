@@ -96,6 +96,7 @@ struct Functions {
   int (*Comm_set_errhandler)(T, T);
   int (*Comm_get_attr)(T, int, void*, int*);
   int (*Isend)(const void*, int, T, int, int, T, T*);
+  int (*Issend)(const void*, int, T, int, int, T, T*);
   int (*Irecv)(void*, int, T, int, int, T, T*);
   int (*Ibarrier)(T, T*);
   int (*Iallreduce)(const void*, void*, int, T, T, T, T*);
@@ -122,6 +123,7 @@ Functions<T> load(const DynLib& library) {
   take(f.Comm_set_errhandler, "MPI_Comm_set_errhandler");
   take(f.Comm_get_attr, "MPI_Comm_get_attr");
   take(f.Isend, "MPI_Isend");
+  take(f.Issend, "MPI_Issend");
   take(f.Irecv, "MPI_Irecv");
   take(f.Ibarrier, "MPI_Ibarrier");
   take(f.Iallreduce, "MPI_Iallreduce");
@@ -192,6 +194,12 @@ class MpiOf final : public Mpi {
     const auto lock = serialize();
     T request;
     check(call_.Isend(data, count(bytes), is_.byte, peer, tag, handle(comm), &request), "MPI_Isend");
+    return number(request);
+  }
+  Request send_when_received(Comm comm, int peer, int tag, const void* data, size_t bytes) override {
+    const auto lock = serialize();
+    T request;
+    check(call_.Issend(data, count(bytes), is_.byte, peer, tag, handle(comm), &request), "MPI_Issend");
     return number(request);
   }
   Request receive(Comm comm, int peer, int tag, void* data, size_t bytes) override {

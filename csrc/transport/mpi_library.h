@@ -55,6 +55,8 @@ class Mpi {
 
   // Messages of bytes. Requests are tested one by one: arrays of them differ between ABIs.
   virtual Request send(Comm comm, int peer, int tag, const void* data, size_t bytes) = 0;
+  // Done when its receive has begun.
+  virtual Request send_when_received(Comm comm, int peer, int tag, const void* data, size_t bytes) = 0;
   virtual Request receive(Comm comm, int peer, int tag, void* data, size_t bytes) = 0;
   virtual Request duplicate(Comm comm, Comm* made) = 0;  // `made` must stay where it is until the request is done
   virtual Request barrier(Comm comm) = 0;

@@ -77,6 +77,13 @@ uint32_t highest_number(const Rendezvous& met) {
   return highest;
 }
 
+Cores cores_of(const std::vector<int>& ranks, const Rendezvous& met) {
+  Cores all{};
+  for (const int r : ranks)
+    for (size_t i = 0; i < all.size(); ++i) all[i] |= met.peers[static_cast<size_t>(r)].cores[i];
+  return all;
+}
+
 // One line of what was chosen, and why.
 std::string describe(const World& world, Mode mode) {
   const std::string across = world.by_mpi ? "MPI" : "tcp";
@@ -206,7 +213,7 @@ std::unique_ptr<World> open_world(const Job& wanted) {
   world->all_local = one_host && uses_memory(mode);
   world->by_mpi = !world->all_local && job.size > 1 && all_prefer_mpi(met);
   world->mixed = !one_host && uses_memory(mode) && *std::max_element(world->host.begin(), world->host.end()) + 1 < job.size;
-  world->spin = spin_seconds(static_cast<int>(world->local.size()));
+  world->spin = spin_seconds(static_cast<int>(world->local.size()), cores_of(world->local, met));
 
   // The failure detector comes first: whoever dies from now on is noticed by all that still wait for something.
   const auto bell = std::make_shared<std::atomic<const Doorbell*>>(nullptr);

@@ -45,7 +45,7 @@ struct StreamTransport::Peer {
 
   std::map<Key, Posted> posted;
   std::map<Key, Early> early;
-  std::map<Key, FrameHeader> announced;  // its messages that wait for our receives
+  std::map<Key, Announced> announced;  // its messages that wait for our receives
   size_t early_bytes = 0;
 
   std::map<Key, Waiting> waiting;  // our messages that it has to grant
@@ -252,8 +252,8 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
       first != peer.early.end() && first->first.first == tag.sequence && first->second.header.signature != tag.signature)
     raise_mismatch(peer_rank, tag.signature, first->second.header.signature);
   if (const auto first = peer.announced.lower_bound({tag.sequence, 0});
-      first != peer.announced.end() && first->first.first == tag.sequence && first->second.signature != tag.signature)
-    raise_mismatch(peer_rank, tag.signature, first->second.signature);
+      first != peer.announced.end() && first->first.first == tag.sequence && first->second.header.signature != tag.signature)
+    raise_mismatch(peer_rank, tag.signature, first->second.header.signature);
 
   const auto early = peer.early.find(key);
   if (early != peer.early.end()) {
@@ -261,11 +261,10 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
     if (message.size() != bytes.size()) raise_mismatch(peer_rank, tag.signature, early->second.header.signature);
     check_history(peer, early->second.header);
     peer.early_bytes -= message.size();
-    const auto half = std::find_if(peer.stripes.begin(), peer.stripes.end(),
-                                   [&](const auto& stripe) { return stripe->reading(key, Stripe::Fate::Early); });
+    const auto half =
+        std::find_if(peer.stripes.begin(), peer.stripes.end(), [&](const auto& stripe) { return stripe->keeps(key); });
     if (half != peer.stripes.end()) {  // half of it is here: the rest goes straight to its place
-      (*half)->redirect(bytes);
-      (*half)->fate = Stripe::Fate::Posted;
+      (*half)->redirect(key, bytes);
       peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket, true});
     } else {
       std::copy(message.begin(), message.end(), bytes.begin());
@@ -278,10 +277,16 @@ Ticket StreamTransport::recv(int peer_rank, const Tag& tag, Bytes bytes) {
   const bool fresh = peer.posted.try_emplace(key, Posted{tag.signature, bytes, ticket}).second;
   ROUNDEL_CHECK(fresh);
   if (const auto found = peer.announced.find(key); found != peer.announced.end()) {
-    if (found->second.length != bytes.size()) raise_mismatch(peer_rank, tag.signature, found->second.signature);
-    check_history(peer, found->second);
+    const auto [header, holder] = found->second;
+    if (header.length != bytes.size()) raise_mismatch(peer_rank, tag.signature, header.signature);
+    check_history(peer, header);
     peer.announced.erase(found);
-    queue(peer, tag, bytes.size(), kGrants, {}, std::nullopt);
+    if (holder != nullptr) {
+      peer.posted[key].arriving = true;
+      holder->claim(header, bytes);
+    } else {
+      queue(peer, tag, bytes.size(), kGrants, {}, std::nullopt);
+    }
   }
   return ticket;
 }
@@ -317,7 +322,7 @@ void StreamTransport::announced(Peer& peer, const FrameHeader& header) {
   const Key key{header.sequence, header.index};
   const auto posted = peer.posted.find(key);
   if (posted == peer.posted.end()) {
-    peer.announced[key] = header;
+    peer.announced[key] = {header, nullptr};
     return;
   }
   if (posted->second.into.size() != header.length) raise_mismatch(peer.rank, posted->second.signature, header.signature);
@@ -352,7 +357,7 @@ Bytes StreamTransport::begin_payload(Stripe& stripe, const FrameHeader& header) 
   check_signature(peer, header);
   const Key key{header.sequence, header.index};
   const auto posted = peer.posted.find(key);
-  if (posted != peer.posted.end() ? posted->second.arriving : peer.early.contains(key))
+  if (posted != peer.posted.end() ? posted->second.arriving : peer.early.contains(key) || peer.announced.contains(key))
     throw CorruptFrame(format("rank %d: a message from rank %d came twice (%s)", identity_.rank, peer.rank,
                               header.signature.describe().c_str()));
   if (posted != peer.posted.end()) {
@@ -360,6 +365,12 @@ Bytes StreamTransport::begin_payload(Stripe& stripe, const FrameHeader& header) 
     stripe.fate = Stripe::Fate::Posted;
     posted->second.arriving = true;
     return posted->second.into;
+  }
+  // Who sends to a peer may count on its taking it up; ranks of a collective all come to their receives.
+  if (header.sequence < kPointToPoint && stripe.can_hold(header)) {
+    peer.announced[key] = {header, &stripe};
+    stripe.fate = Stripe::Fate::Held;
+    return {};
   }
   if (peer.early_bytes + header.length > credit_ * kUnit)
     throw CorruptFrame(format("rank %d: rank %d sends more than it has credit for", identity_.rank, peer.rank));
@@ -472,7 +483,7 @@ void StreamTransport::retire(const Tag& tag) {
     if (const auto first = peer->early.begin(); first != peer->early.end() && first->first.first <= retired_)
       raise_stale(peer->rank, first->first.first, first->second.header.signature);
     if (const auto first = peer->announced.begin(); first != peer->announced.end() && first->first.first <= retired_)
-      raise_stale(peer->rank, first->first.first, first->second.signature);
+      raise_stale(peer->rank, first->first.first, first->second.header.signature);
   }
   if (diverged_ >= 0)
     throw Diverged(

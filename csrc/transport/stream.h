@@ -8,6 +8,8 @@
 // is a quarter of the credit more than it told last, and it has nothing to send, a frame of its own tells it. Such a frame may
 // be under way to a rank that has finished: whoever closes makes sure first that its own bytes have arrived (hangup.h).
 //
+// Where a stripe can leave a payload with its sender at no cost (MPI's can), an early message of a collective is left there.
+//
 // Every frame of a collective carries a hash of those that its sender has called before. A rank whose part in an operation is
 // complete may not see that others disagreed about it; the next one in which it hears from them, or from whoever has heard from
 // them, does not end well for it either.
@@ -71,6 +73,10 @@ class StreamTransport final : public Transport, private FrameSink {
   struct Early {
     FrameHeader header;
     std::vector<std::byte> bytes;
+  };
+  struct Announced {
+    FrameHeader header;
+    Stripe* holder;  // the payload's; nullptr: its sender holds it
   };
   struct Waiting {
     Tag tag;

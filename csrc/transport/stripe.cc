@@ -139,9 +139,10 @@ bool ByteStripe::pump(FrameSink& sink) {
   return moved > 0;
 }
 
-void ByteStripe::redirect(Bytes into) {
+void ByteStripe::redirect(const Key&, Bytes into) {
   std::copy_n(into_.begin(), payload_got_, into.begin());
   into_ = into;
+  fate = Fate::Posted;
 }
 
 void Stripe::drop_output() {

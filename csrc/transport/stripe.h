@@ -68,13 +68,17 @@ class Stripe {
   virtual bool flush(FrameSink& sink) = 0;
   virtual bool pump(FrameSink& sink) = 0;
 
-  // The payload under way: of which message, and whether the sink keeps it for later.
-  enum class Fate { Posted, Early, Dropped } fate = Fate::Dropped;
-  bool reading(const Key& key, Fate of_fate) const {
-    return in_payload_ && fate == of_fate && Key{header_.sequence, header_.index} == key;
+  // The payload under way: whether the sink keeps it for later, and whether it is that of this message.
+  enum class Fate { Posted, Early, Held, Dropped } fate = Fate::Dropped;
+  virtual bool keeps(const Key& key) const {
+    return in_payload_ && fate == Fate::Early && Key{header_.sequence, header_.index} == key;
   }
-  // Sends the rest of the payload under way elsewhere, after what is here already.
-  virtual void redirect(Bytes into) = 0;
+  // Sends what keeps() is true of elsewhere, after what is here already: its receive is posted now.
+  virtual void redirect(const Key& key, Bytes into) = 0;
+  // Whether this payload, which nobody waits for yet, can stay where it is: then begin_payload() need not have a place for it
+  // (Fate::Held), and claim() is called when somebody does.
+  virtual bool can_hold(const FrameHeader&) const { return false; }
+  virtual void claim(const FrameHeader&, Bytes) {}
 
   // Drops all that is queued.
   void drop_output();
@@ -112,7 +116,7 @@ class ByteStripe final : public Stripe {
   int socket() const override { return channel_->socket(); }
   bool flush(FrameSink& sink) override;
   bool pump(FrameSink& sink) override;
-  void redirect(Bytes into) override;
+  void redirect(const Key& key, Bytes into) override;
 
  private:
   static constexpr size_t kStage = 8 << 10;

@@ -30,8 +30,11 @@ inline void expect(bool fine, const char* file, int line, const std::string& wha
 }
 #define EXPECT(condition) ::roundel::test::expect((condition), __FILE__, __LINE__, #condition)
 
-// Runs `body` as every rank of a new job. The rendezvous listens beforehand, as under a launcher.
-inline void run_ranks(int size, Wires wires, const std::function<void(comm::Communicator&)>& body, double timeout = 20) {
+// Runs `body` as every rank of a new job, and `before`, with the rank, on its thread before it starts. The rendezvous listens
+// beforehand, as under a launcher.
+inline void run_ranks(
+    int size, Wires wires, const std::function<void(comm::Communicator&)>& body, double timeout = 20,
+    const std::function<void(int)>& before = [](int) {}) {
   const Fd listener = transport::listen_on(transport::resolve("127.0.0.1:0"));
   const std::string rendezvous = transport::local_address(listener.get()).text;
   static std::atomic<uint8_t> jobs{0};
@@ -48,6 +51,7 @@ inline void run_ranks(int size, Wires wires, const std::function<void(comm::Comm
       job.start_timeout = timeout;
       job.host = host_of(wires, r);
       try {
+        before(r);
         const auto comm = comm::Communicator::open(transport::open_world(job));
         body(*comm);
         comm->leave(timeout);

@@ -1,5 +1,6 @@
 // Whole worlds in one process: ranks are threads, each with its own world and communicator, over shared memory, TCP and both.
 // This is what the sanitizers look at: every layer from the rendezvous to the collectives, under every thread that calls them.
+#include <sched.h>
 #include <unistd.h>
 
 #include "ranks.h"
@@ -218,4 +219,26 @@ TEST(ranks_as_threads_time_out_together) {
       }
       expect_error<Timeout>(comm, barrier(), __LINE__);
     });
+}
+
+// mpirun binds each rank to a core of its own.
+TEST(ranks_spin_where_each_has_a_core_whoever_bound_them) {
+  const transport::Cores allowed = transport::own_cores();
+  std::vector<int> cores;
+  for (int i = 0; i < CPU_SETSIZE; ++i)
+    if (const auto n = static_cast<size_t>(i); (allowed[n / 64] >> n % 64 & 1) != 0) cores.push_back(i);
+  if (cores.size() < 2) return;
+  const auto bind = [&](int core) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    CHECK_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+  };
+  for (const Wires wires : {Wires::Shm, Wires::Tcp}) {
+    const bool shares_host = wires == Wires::Shm;
+    run_ranks(2, wires, [](Communicator& comm) { EXPECT(comm.world().spin > 0); }, 20, [&](int r) { bind(cores[r]); });
+    run_ranks(
+        2, wires, [&](Communicator& comm) { EXPECT((comm.world().spin > 0) != shares_host); }, 20,
+        [&](int) { bind(cores[0]); });
+  }
 }

@@ -5,6 +5,7 @@ Ranks reach the parent over a unix socket each, where other teams' have their st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -66,7 +67,8 @@ class _Rank:
         self._pidfd = os.pidfd_open(self.pid)
 
     def send_signal(self, number: int) -> None:
-        signal.pidfd_send_signal(self._pidfd, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

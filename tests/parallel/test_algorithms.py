@@ -17,6 +17,7 @@ def test_reductions(comm, dtype):
     for count in COUNTS:
         x, expected = ranks_data(comm.rank, count, dtype), over_ranks("Sum", comm.size, count, dtype)
         assert_equal_bits(comm.allreduce(x), expected)
+        assert_equal_bits(x, ranks_data(comm.rank, count, dtype))
         got = comm.reduce(x, comm.size - 1)
         if got is not None:
             assert_equal_bits(got, expected)

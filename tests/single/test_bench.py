@@ -541,3 +541,30 @@ def test_validation_names_what_is_wrong():
         report.validate(document)
     with pytest.raises(ValueError, match="missing \\['rows'\\], unknown \\['extra'\\]"):
         report.validate({k: v for k, v in document.items() if k != "rows"} | {"extra": 1})
+
+
+def test_a_peer_may_use_the_cores_of_all_ranks_whichever_ours_is_bound_to():
+    before = sorted(os.sched_getaffinity(0))
+    if len(before) < 2:
+        pytest.skip("needs two cores")
+    first, second = before[:2]
+
+    class Comm:
+        """Two ranks, the other of which is bound to the second core."""
+
+        rank, size = 0, 2
+
+        def allreduce(self, array, op):
+            other = np.full_like(array, second + 1)
+            if len(array) > 1:
+                other = (np.arange(len(array)) == second).astype(array.dtype)
+            return np.maximum(array, other)
+
+    job = argparse.Namespace(comm=Comm())
+    os.sched_setaffinity(0, {first})
+    try:
+        with peers._cores_of_all(job):
+            assert os.sched_getaffinity(0) == {first, second}
+        assert os.sched_getaffinity(0) == {first}
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,27 @@
+#include "base/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace roundel {
+namespace {
+
+constexpr size_t kLine = 64, kPage = 4096;
+constexpr size_t kWorthAPage = 16 * kPage;
+
+}  // namespace
+
+std::byte* allocate_memory(size_t bytes) {
+  const size_t alignment = bytes >= kHugePage ? kHugePage : bytes >= kWorthAPage ? kPage : kLine;
+  const size_t rounded = std::max<size_t>(kLine, (bytes + kLine - 1) / kLine * kLine);
+  auto* data = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
+  if (data == nullptr) throw Error(format("no memory for a buffer of %zu bytes", bytes));
+  if (bytes >= kHugePage) ::madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return data;
+}
+
+}  // namespace roundel
