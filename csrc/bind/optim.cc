@@ -74,14 +74,8 @@ class Reader {
     const auto dtype = tensor.lanes == 1 ? dtype_of(tensor.code, tensor.bits) : std::nullopt;
     if (!dtype || !is_floating(*dtype))
       refuse(what_, i, "float32, float64, float16 or bfloat16", dtype ? name_of(*dtype) : "another type");
-    size_t count = 1;
-    bool contiguous = true;
-    for (int d = tensor.ndim - 1; d >= 0; --d) {
-      if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(count))
-        contiguous = false;
-      count *= static_cast<size_t>(tensor.shape[d]);
-    }
-    if (!contiguous && count > 1) found.layout = dense_layout(tensor, what_, i);
+    const auto [count, contiguous] = dlpack::extent(tensor);
+    if (!contiguous) found.layout = dense_layout(tensor, what_, i);
     found.view = {static_cast<std::byte*>(tensor.data) + tensor.byte_offset, count, *dtype};
     return found;
   }
