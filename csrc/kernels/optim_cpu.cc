@@ -33,6 +33,33 @@ constexpr Iota kIota = iota();
 
 HOST_DEVICE Words indices(uint64_t first) { return __builtin_bit_cast(Words, kIota) + static_cast<uint32_t>(first); }
 
+// The last elements of a piece, fewer than a register has, with zeros behind them.
+struct Ending {
+  Ending(const Piece& from, size_t i) : piece(from), count(from.count - i) {
+    piece.first += i;
+    piece.count = kWidth;
+    for (int id = 0; id < kStreams; ++id) {
+      Stream& stream = piece.streams[id];
+      if (stream.data == nullptr) continue;
+      const size_t size = element_size(stream.dtype);
+      __builtin_memset(memory[id], 0, sizeof(memory[id]));
+      __builtin_memcpy(memory[id], static_cast<char*>(stream.data) + i * size, count * size);
+      stream.data = memory[id];
+    }
+  }
+  void put_back(const Piece& to, size_t i) const {
+    for (int id = 0; id < kStreams; ++id) {
+      const Stream& stream = to.streams[id];
+      if (stream.data == nullptr || id == kGradient) continue;
+      const size_t size = element_size(stream.dtype);
+      __builtin_memcpy(static_cast<char*>(stream.data) + i * size, memory[id], count * size);
+    }
+  }
+  Piece piece;
+  size_t count;
+  alignas(64) char memory[kStreams][kWidth * sizeof(double)];
+};
+
 // What is known when compiled: that weight and moments are all of one type and rounded to nearest, with no copy and no average.
 // It is worth half of the time within a cache.
 enum class Known { Nothing, Float32, BFloat16 };
@@ -94,16 +121,24 @@ struct Loop {
     }
   }
 
-  static void update(const Piece& piece, RuleOptions options) {
+  // All but what is less than a register. Not inlined, so that the code is there once.
+  [[gnu::noinline]] static size_t update_registers(const Piece& piece, RuleOptions options) {
     const Scalars scalars = scalars_from<Scalars, S>(piece.scalars);
     const S factor = static_cast<S>(piece.factor);
     const Piece local = piece;  // nothing that is stored can change it
     size_t i = 0;
     for (; i + kElements<T> <= local.count; i += kElements<T>) update_at(local, i, scalars, factor, options);
-    if (i == local.count) return;
-    Ending ending(local, i);
-    update_at(ending.piece, 0, scalars, factor, options);
-    ending.put_back(local, i);
+    return i;
+  }
+
+  static void update(const Piece& piece, RuleOptions options) {
+    const size_t i = update_registers(piece, options);
+    if constexpr (kElements<T> > 1) {
+      if (i == piece.count) return;
+      Ending ending(piece, i);
+      update_registers(ending.piece, options);
+      ending.put_back(piece, i);
+    }
   }
 
   // The sums of squares of the weight and of what the rule measures.
@@ -135,32 +170,6 @@ struct Loop {
     __builtin_memcpy(weights, &p, sizeof(T));
     __builtin_memcpy(measured, &value, sizeof(T));
   }
-
-  // The last elements of a piece, fewer than a register has, with zeros behind them.
-  struct Ending {
-    Ending(const Piece& from, size_t i) : piece(from) {
-      piece.first += i;
-      piece.count -= i;
-      for (int id = 0; id < kStreams; ++id) {
-        Stream& stream = piece.streams[id];
-        if (stream.data == nullptr) continue;
-        const size_t size = element_size(stream.dtype);
-        __builtin_memset(memory[id], 0, sizeof(memory[id]));
-        __builtin_memcpy(memory[id], static_cast<char*>(stream.data) + i * size, piece.count * size);
-        stream.data = memory[id];
-      }
-    }
-    void put_back(const Piece& to, size_t i) const {
-      for (int id = 0; id < kStreams; ++id) {
-        const Stream& stream = to.streams[id];
-        if (stream.data == nullptr || id == kGradient) continue;
-        const size_t size = element_size(stream.dtype);
-        __builtin_memcpy(static_cast<char*>(stream.data) + i * size, memory[id], piece.count * size);
-      }
-    }
-    Piece piece;
-    alignas(64) char memory[kStreams][kElements<T> * sizeof(double)];
-  };
 };
 
 constexpr size_t kLanes = 8;  // on every path, for the same bits: element i is added to lane i % 8 of two, by turns
