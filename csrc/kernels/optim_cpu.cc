@@ -172,33 +172,38 @@ struct Loop {
   }
 };
 
-constexpr size_t kLanes = 8;  // on every path, for the same bits: element i is added to lane i % 8 of two, by turns
-typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
-
-template <class T>
-struct Source {
-  typedef T Memory __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-
-// The square of a float32 is exact in float64.
-template <class T>
-double sum_of_squares(const T* x, size_t count) {
-  using Memory = typename Source<T>::Memory;
-  Lanes even = {}, odd = {};
+// Sums of squares in float64. For the same bits on every path, and enough sums at a time for the processor, element i is added
+// to lane i % 32. The square of a float32 is exact in float64: fused with the sum or not, the result is the same.
+template <class In>
+double narrow_squares(const typename In::Storage* from, size_t count) {
+  constexpr size_t width = sizeof(Doubles) / sizeof(double);
+  Doubles sums[32 / width] = {};
   size_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    const Lanes a = __builtin_convertvector(*reinterpret_cast<const Memory*>(x + i), Lanes);
-    const Lanes b = __builtin_convertvector(*reinterpret_cast<const Memory*>(x + i + kLanes), Lanes);
-    even += a * a;
-    odd += b * b;
-  }
+  for (; i + 32 <= count; i += 32)
+    for (size_t k = 0; k < 32 / width; ++k) {
+      const Doubles x = In::load_doubles(from + i + k * width);
+      sums[k] = fused(x, x, sums[k]);
+    }
+  double lanes[32];
+  __builtin_memcpy(lanes, sums, sizeof(lanes));
   for (size_t lane = 0; i < count; ++i, ++lane) {
-    const double a = static_cast<double>(x[i]);
-    (lane < kLanes ? even : odd)[lane % kLanes] += a * a;
+    const double x = static_cast<double>(In::One::load(from + i));
+    lanes[lane] += x * x;
   }
-  even += odd;
+  for (size_t half = 16; half > 0; half /= 2)
+    for (size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// Element i is added to lane i % 8.
+double double_squares(const double* x, size_t count) {
+  double lanes[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  for (size_t lane = 0; i < count; ++i, ++lane) lanes[lane] += x[i] * x[i];
   double sum = 0;
-  for (size_t lane = 0; lane < kLanes; ++lane) sum += even[lane];
+  for (const double lane : lanes) sum += lane;
   return sum;
 }
 
@@ -241,16 +246,17 @@ void measure(RuleId id, const Piece& piece, double* sums) {
 }
 
 double squares(DType dtype, const void* data, size_t count) {
-  if (dtype == DType::Float32) return sum_of_squares(static_cast<const float*>(data), count);
-  if (dtype == DType::Float64) return sum_of_squares(static_cast<const double*>(data), count);
-  alignas(64) float block[kBlock];
-  double sum = 0;
-  for (size_t at = 0; at < count; at += kBlock) {
-    const size_t length = count - at < kBlock ? count - at : kBlock;
-    cast(DType::Float32, block, dtype, static_cast<const uint16_t*>(data) + at, length);
-    sum += sum_of_squares(block, length);
+  const auto* halves = static_cast<const uint16_t*>(data);
+  switch (dtype) {
+    case DType::Float32:
+      return narrow_squares<SingleDoubles>(static_cast<const float*>(data), count);
+    case DType::Float16:
+      return narrow_squares<Float16Doubles>(halves, count);
+    case DType::BFloat16:
+      return narrow_squares<BFloat16Doubles>(halves, count);
+    default:
+      return double_squares(static_cast<const double*>(data), count);
   }
-  return sum;
 }
 
 }  // namespace ROUNDEL_ISA_NAMESPACE
