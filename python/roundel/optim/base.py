@@ -190,6 +190,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         freed = 0
         for p in [p for p in self.state if isinstance(p, torch.Tensor) and not p.requires_grad]:
             freed += sum(t.numel() * t.element_size() for t in self.state.pop(p).values() if isinstance(t, torch.Tensor))
+        if freed:
+            self._plans.clear()  # they hold what they write to
         return freed
 
     @torch.no_grad()
