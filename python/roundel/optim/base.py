@@ -99,10 +99,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         waiting = []  # plans on a GPU, which do not know yet
         if not skipped:
             for group, batch, grads in work:
+                lists.mark_changed(batch.params)  # before the step, while they are still in the caches
                 result = batch.step(grads, group, **how)
                 norm, skipped = norm if result[0] is None else result[0], result[1]
                 waiting += [batch.plan] if skipped is None else []
-                lists.mark_changed(batch.params)
         self._last = norm, bool(skipped), waiting
 
     def _batches(self, i: int, group: dict[str, Any]) -> list:
