@@ -2,8 +2,8 @@
 
 Layouts: the same number of parameters as one tensor (A), as ResNet-50's list of 161 (B), as 1,000 (C); and 1,000 of 16 (S).
 Every library gets its own copies of the same numbers; before timing all take the same steps and must agree. Then they take
-turns. A row's ratio is the peer's median divided by ours: above 1, we are faster. The limit is a loop in place that reads four
-arrays and writes three, as AdamW does, in the same run and turns.
+turns. A row's ratio is the peer's median divided by ours: above 1, we are faster. The limit is a loop in place with the same
+traffic of memory (roof.c), in the same run and turns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COUNT = 10_000_000
 STEPS_TO_AGREE = 3
 BATCH_SECONDS = 2e-3
 SCALE, MAX_NORM = 2.0**10, 1.0
-ROOF = "4 reads, 3 writes"
+ROOF = "memory roof"
 Step = Callable[[], object]
 
 
@@ -253,7 +253,15 @@ def batch(step: Step, calls: int) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def roof(count: int) -> Step:
+# The arrays of each loop of roof.c; the others have no limit.
+ROOFS = {
+    "adamw": [torch.float32] * 4,
+    "rmsprop": [torch.float32] * 3,
+    "whole": [torch.float32, torch.float16, torch.float32, torch.float32, torch.float16],
+}
+
+
+def roof(workload: str, count: int) -> Step:
     """A pass of roof.c over arrays of `count`, on as many threads as torch has then. Needs a C compiler."""
     directory = tempfile.mkdtemp()
     library = Path(directory) / "roof.so"
@@ -261,11 +269,11 @@ def roof(count: int) -> Step:
     flags = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
     try:
         subprocess.run([*compiler, *flags, "-o", library, Path(__file__).with_name("roof.c")], check=True)
-        run = ctypes.CDLL(str(library)).four_reads_three_writes
+        run = getattr(ctypes.CDLL(str(library)), workload)
     finally:
         shutil.rmtree(directory)
-    run.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_size_t, ctypes.c_int]
-    arrays = [torch.ones(count) for _ in range(4)]
+    arrays = [torch.ones(count, dtype=dtype) for dtype in ROOFS[workload]]
+    run.argtypes = [*[ctypes.c_void_p] * len(arrays), ctypes.c_size_t, ctypes.c_int]
 
     def step() -> None:
         run(*(a.data_ptr() for a in arrays), count, torch.get_num_threads())
@@ -303,8 +311,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
             peers = WORKLOADS[workload][1](shapes)
             agree(peers, f"{workload}, layout {layout}")
             steps = {name: peer.step for name, peer in peers.items()}
-            if (workload, layout) == ("adamw", "A"):
-                steps[ROOF] = roof(options.count)
+            if workload in ROOFS and layout != "S":
+                steps[ROOF] = roof(workload, options.count)
             for threads in options.threads:
                 torch.set_num_threads(threads)
                 found = rows_of(workload, layout, threads, shapes, seconds_by_peer(steps, options.repetitions))

@@ -59,14 +59,8 @@ Array from_tensor(const dlpack::Tensor& tensor, py::object keep, const char* wha
            "DLPack type code " + std::to_string(tensor.code) + " of " + std::to_string(tensor.bits) + " bits");
   Array array;
   array.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
-  size_t count = 1;
-  bool contiguous = true;
-  for (int d = tensor.ndim - 1; d >= 0; --d) {
-    if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(count))
-      contiguous = false;
-    count *= static_cast<size_t>(tensor.shape[d]);
-  }
-  if (!contiguous && count > 1) refuse(what, "a C-contiguous array", "one with other strides; pass a contiguous copy");
+  const auto [count, contiguous] = dlpack::extent(tensor);
+  if (!contiguous) refuse(what, "a C-contiguous array", "one with other strides; pass a contiguous copy");
   array.view = {static_cast<std::byte*>(tensor.data) + tensor.byte_offset, count, *dtype};
   array.keep = std::move(keep);
   return array;

@@ -2,6 +2,7 @@
 // https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace roundel::dlpack {
@@ -21,6 +22,23 @@ struct Tensor {
   int64_t* strides;  // in elements; null: C-contiguous
   uint64_t byte_offset;
 };
+
+// How many elements a tensor has, and whether they lie in C order without gaps.
+struct Extent {
+  size_t count = 1;
+  bool contiguous = true;
+};
+
+inline Extent extent(const Tensor& tensor) {
+  Extent extent;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(extent.count))
+      extent.contiguous = false;
+    extent.count *= static_cast<size_t>(tensor.shape[d]);
+  }
+  extent.contiguous |= extent.count <= 1;
+  return extent;
+}
 
 // What a capsule named "dltensor" holds.
 struct ManagedTensor {

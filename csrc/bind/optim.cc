@@ -74,14 +74,8 @@ class Reader {
     const auto dtype = tensor.lanes == 1 ? dtype_of(tensor.code, tensor.bits) : std::nullopt;
     if (!dtype || !is_floating(*dtype))
       refuse(what_, i, "float32, float64, float16 or bfloat16", dtype ? name_of(*dtype) : "another type");
-    size_t count = 1;
-    bool contiguous = true;
-    for (int d = tensor.ndim - 1; d >= 0; --d) {
-      if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != static_cast<int64_t>(count))
-        contiguous = false;
-      count *= static_cast<size_t>(tensor.shape[d]);
-    }
-    if (!contiguous && count > 1) found.layout = dense_layout(tensor, what_, i);
+    const auto [count, contiguous] = dlpack::extent(tensor);
+    if (!contiguous) found.layout = dense_layout(tensor, what_, i);
     found.view = {static_cast<std::byte*>(tensor.data) + tensor.byte_offset, count, *dtype};
     return found;
   }
@@ -90,6 +84,33 @@ class Reader {
   const char* what_;
   PyTypeObject* type_ = nullptr;
   dlpack::ExchangeApi* api_ = nullptr;
+};
+
+// `tensor.grad` as a new reference. Where the attribute is a C function of the type, as torch has it, that is called.
+class GradOf {
+ public:
+  PyObject* operator()(PyObject* tensor) {
+    if (Py_TYPE(tensor) != type_) look_at(Py_TYPE(tensor));
+    PyObject* grad = get_ != nullptr ? get_(tensor, closure_) : PyObject_GetAttrString(tensor, "grad");
+    if (grad == nullptr) throw py::error_already_set();
+    return grad;
+  }
+
+ private:
+  void look_at(PyTypeObject* type) {
+    type_ = type;
+    get_ = nullptr;
+    const auto found = py::getattr(reinterpret_cast<PyObject*>(type), "grad", py::none());
+    if (!Py_IS_TYPE(found.ptr(), &PyGetSetDescr_Type)) return;
+    const auto* descriptor = reinterpret_cast<PyGetSetDescrObject*>(found.ptr());
+    if (!PyType_IsSubtype(type, descriptor->d_common.d_type)) return;
+    get_ = descriptor->d_getset->get;
+    closure_ = descriptor->d_getset->closure;
+  }
+
+  PyTypeObject* type_ = nullptr;
+  getter get_ = nullptr;
+  void* closure_ = nullptr;
 };
 
 // A list or tuple as an array of objects.
@@ -272,14 +293,21 @@ class Plan {
     return as_tuple(last, true);
   }
 
-  // Whether these are the plan's parameters, in the memory that it writes to (they may be given other), each with a gradient.
-  bool ready(const py::object& params, const py::object& grads) const {
-    const Items kept(keep_[0], "params"), now(params, "params"), gradients(grads, "grads");
-    if (now.size() != kept.size() || gradients.size() != kept.size()) return false;
+  // A list of the gradients, if these are the plan's parameters, in the memory that it writes to (they may be given other), and
+  // all have one; else None. One look at everything that a tensor is, while it is in the cache.
+  py::object gradients(const py::object& params) const {
+    const Items kept(keep_[0], "params"), now(params, "params");
+    if (now.size() != kept.size()) return py::none();
+    py::list grads(kept.size());
     Reader reader("params");
-    for (size_t i = 0; i < kept.size(); ++i)
-      if (now[i] != kept[i] || gradients[i] == Py_None || reader.read(kept[i], i).view.data != places_[i]) return false;
-    return true;
+    GradOf grad_of;
+    for (size_t i = 0; i < kept.size(); ++i) {
+      if (i >= now.size() || now[i] != kept[i] || reader.read(kept[i], i).view.data != places_[i]) return py::none();
+      PyObject* grad = grad_of(kept[i]);
+      PyList_SET_ITEM(grads.ptr(), static_cast<Py_ssize_t>(i), grad);
+      if (grad == Py_None) return py::none();
+    }
+    return grads;
   }
 
   int device() const { return device_; }
@@ -384,8 +412,9 @@ void bind_optim(py::module_& m) {
           "soon as it is queued.")
       .def("result", &Plan::result, "(norm, skipped) of the last step; on a GPU this waits for it.")
       .def_property_readonly("device", &Plan::device, "The GPU, -1 for the CPU.")
-      .def("ready", &Plan::ready, py::arg("params"), py::arg("grads"),
-           "Whether these are the plan's parameters, still in the memory that it was made for, each with a gradient.")
+      .def("gradients", &Plan::gradients, py::arg("params"),
+           "The gradients of these parameters, if they are the plan's, still in the memory that it was made for, and each has "
+           "one; else None.")
       .def_property_readonly("tensors", &Plan::tensors)
       .def_property_readonly("count", &Plan::count);
   m.def(

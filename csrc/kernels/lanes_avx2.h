@@ -60,6 +60,31 @@ struct Math<Floats> {
   HOST_DEVICE static Floats truncate(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 };
 
+// For sums of squares: float64 from narrower elements.
+using Doubles = __m256d;
+HOST_DEVICE Doubles fused(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+
+struct SingleDoubles {
+  using Storage = float;
+  using One = FloatLane;
+  HOST_DEVICE static Doubles load_doubles(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
+};
+struct Float16Doubles {
+  using Storage = uint16_t;
+  using One = Float16::One;
+  HOST_DEVICE static Doubles load_doubles(const uint16_t* from) {
+    return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+};
+struct BFloat16Doubles {
+  using Storage = uint16_t;
+  using One = BFloat16Lane;
+  HOST_DEVICE static Doubles load_doubles(const uint16_t* from) {
+    const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(words, 16)));
+  }
+};
+
 using Float16Register = Float16;
 using BFloat16Register = BFloat16;
 

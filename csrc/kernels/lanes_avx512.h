@@ -59,6 +59,31 @@ struct Math<Floats> {
   HOST_DEVICE static Floats truncate(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 };
 
+// For sums of squares: float64 from narrower elements.
+using Doubles = __m512d;
+HOST_DEVICE Doubles fused(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
+
+struct SingleDoubles {
+  using Storage = float;
+  using One = FloatLane;
+  HOST_DEVICE static Doubles load_doubles(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
+};
+struct Float16Doubles {
+  using Storage = uint16_t;
+  using One = Float16::One;
+  HOST_DEVICE static Doubles load_doubles(const uint16_t* from) {
+    return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
+};
+struct BFloat16Doubles {
+  using Storage = uint16_t;
+  using One = BFloat16Lane;
+  HOST_DEVICE static Doubles load_doubles(const uint16_t* from) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
+  }
+};
+
 using Float16Register = Float16;
 using BFloat16Register = BFloat16;
 

@@ -36,6 +36,30 @@ struct Math<Floats> {
   }
 };
 
+// For sums of squares: float64 from narrower elements.
+struct Doubles {
+  double lane[kFloats];
+};
+
+HOST_DEVICE Doubles fused(const Doubles& a, const Doubles& b, Doubles c) {
+  for (int i = 0; i < kFloats; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+  return c;
+}
+
+template <class Lane, class T>
+struct AsDoubles {
+  using Storage = T;
+  using One = Lane;
+  HOST_DEVICE static Doubles load_doubles(const T* from) {
+    Doubles x;
+    for (int i = 0; i < kFloats; ++i) x.lane[i] = static_cast<double>(Lane::load(from + i));
+    return x;
+  }
+};
+using SingleDoubles = AsDoubles<FloatLane, float>;
+using Float16Doubles = AsDoubles<Float16Lane, uint16_t>;
+using BFloat16Doubles = AsDoubles<BFloat16Lane, uint16_t>;
+
 template <class Lane>
 struct OneByOne {
   HOST_DEVICE static Floats load(const uint16_t* from) {

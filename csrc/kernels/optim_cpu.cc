@@ -33,6 +33,33 @@ constexpr Iota kIota = iota();
 
 HOST_DEVICE Words indices(uint64_t first) { return __builtin_bit_cast(Words, kIota) + static_cast<uint32_t>(first); }
 
+// The last elements of a piece, fewer than a register has, with zeros behind them.
+struct Ending {
+  Ending(const Piece& from, size_t i) : piece(from), count(from.count - i) {
+    piece.first += i;
+    piece.count = kWidth;
+    for (int id = 0; id < kStreams; ++id) {
+      Stream& stream = piece.streams[id];
+      if (stream.data == nullptr) continue;
+      const size_t size = element_size(stream.dtype);
+      __builtin_memset(memory[id], 0, sizeof(memory[id]));
+      __builtin_memcpy(memory[id], static_cast<char*>(stream.data) + i * size, count * size);
+      stream.data = memory[id];
+    }
+  }
+  void put_back(const Piece& to, size_t i) const {
+    for (int id = 0; id < kStreams; ++id) {
+      const Stream& stream = to.streams[id];
+      if (stream.data == nullptr || id == kGradient) continue;
+      const size_t size = element_size(stream.dtype);
+      __builtin_memcpy(static_cast<char*>(stream.data) + i * size, memory[id], count * size);
+    }
+  }
+  Piece piece;
+  size_t count;
+  alignas(64) char memory[kStreams][kWidth * sizeof(double)];
+};
+
 // What is known when compiled: that weight and moments are all of one type and rounded to nearest, with no copy and no average.
 // It is worth half of the time within a cache.
 enum class Known { Nothing, Float32, BFloat16 };
@@ -94,16 +121,24 @@ struct Loop {
     }
   }
 
-  static void update(const Piece& piece, RuleOptions options) {
+  // All but what is less than a register. Not inlined, so that the code is there once.
+  [[gnu::noinline]] static size_t update_registers(const Piece& piece, RuleOptions options) {
     const Scalars scalars = scalars_from<Scalars, S>(piece.scalars);
     const S factor = static_cast<S>(piece.factor);
     const Piece local = piece;  // nothing that is stored can change it
     size_t i = 0;
     for (; i + kElements<T> <= local.count; i += kElements<T>) update_at(local, i, scalars, factor, options);
-    if (i == local.count) return;
-    Ending ending(local, i);
-    update_at(ending.piece, 0, scalars, factor, options);
-    ending.put_back(local, i);
+    return i;
+  }
+
+  static void update(const Piece& piece, RuleOptions options) {
+    const size_t i = update_registers(piece, options);
+    if constexpr (kElements<T> > 1) {
+      if (i == piece.count) return;
+      Ending ending(piece, i);
+      update_registers(ending.piece, options);
+      ending.put_back(piece, i);
+    }
   }
 
   // The sums of squares of the weight and of what the rule measures.
@@ -135,61 +170,40 @@ struct Loop {
     __builtin_memcpy(weights, &p, sizeof(T));
     __builtin_memcpy(measured, &value, sizeof(T));
   }
-
-  // The last elements of a piece, fewer than a register has, with zeros behind them.
-  struct Ending {
-    Ending(const Piece& from, size_t i) : piece(from) {
-      piece.first += i;
-      piece.count -= i;
-      for (int id = 0; id < kStreams; ++id) {
-        Stream& stream = piece.streams[id];
-        if (stream.data == nullptr) continue;
-        const size_t size = element_size(stream.dtype);
-        __builtin_memset(memory[id], 0, sizeof(memory[id]));
-        __builtin_memcpy(memory[id], static_cast<char*>(stream.data) + i * size, piece.count * size);
-        stream.data = memory[id];
-      }
-    }
-    void put_back(const Piece& to, size_t i) const {
-      for (int id = 0; id < kStreams; ++id) {
-        const Stream& stream = to.streams[id];
-        if (stream.data == nullptr || id == kGradient) continue;
-        const size_t size = element_size(stream.dtype);
-        __builtin_memcpy(static_cast<char*>(stream.data) + i * size, memory[id], piece.count * size);
-      }
-    }
-    Piece piece;
-    alignas(64) char memory[kStreams][kElements<T> * sizeof(double)];
-  };
 };
 
-constexpr size_t kLanes = 8;  // on every path, for the same bits: element i is added to lane i % 8 of two, by turns
-typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
-
-template <class T>
-struct Source {
-  typedef T Memory __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-
-// The square of a float32 is exact in float64.
-template <class T>
-double sum_of_squares(const T* x, size_t count) {
-  using Memory = typename Source<T>::Memory;
-  Lanes even = {}, odd = {};
+// Sums of squares in float64. For the same bits on every path, and enough sums at a time for the processor, element i is added
+// to lane i % 32. The square of a float32 is exact in float64: fused with the sum or not, the result is the same.
+template <class In>
+double narrow_squares(const typename In::Storage* from, size_t count) {
+  constexpr size_t width = sizeof(Doubles) / sizeof(double);
+  Doubles sums[32 / width] = {};
   size_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    const Lanes a = __builtin_convertvector(*reinterpret_cast<const Memory*>(x + i), Lanes);
-    const Lanes b = __builtin_convertvector(*reinterpret_cast<const Memory*>(x + i + kLanes), Lanes);
-    even += a * a;
-    odd += b * b;
-  }
+  for (; i + 32 <= count; i += 32)
+    for (size_t k = 0; k < 32 / width; ++k) {
+      const Doubles x = In::load_doubles(from + i + k * width);
+      sums[k] = fused(x, x, sums[k]);
+    }
+  double lanes[32];
+  __builtin_memcpy(lanes, sums, sizeof(lanes));
   for (size_t lane = 0; i < count; ++i, ++lane) {
-    const double a = static_cast<double>(x[i]);
-    (lane < kLanes ? even : odd)[lane % kLanes] += a * a;
+    const double x = static_cast<double>(In::One::load(from + i));
+    lanes[lane] += x * x;
   }
-  even += odd;
+  for (size_t half = 16; half > 0; half /= 2)
+    for (size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// Element i is added to lane i % 8.
+double double_squares(const double* x, size_t count) {
+  double lanes[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  for (size_t lane = 0; i < count; ++i, ++lane) lanes[lane] += x[i] * x[i];
   double sum = 0;
-  for (size_t lane = 0; lane < kLanes; ++lane) sum += even[lane];
+  for (const double lane : lanes) sum += lane;
   return sum;
 }
 
@@ -232,16 +246,17 @@ void measure(RuleId id, const Piece& piece, double* sums) {
 }
 
 double squares(DType dtype, const void* data, size_t count) {
-  if (dtype == DType::Float32) return sum_of_squares(static_cast<const float*>(data), count);
-  if (dtype == DType::Float64) return sum_of_squares(static_cast<const double*>(data), count);
-  alignas(64) float block[kBlock];
-  double sum = 0;
-  for (size_t at = 0; at < count; at += kBlock) {
-    const size_t length = count - at < kBlock ? count - at : kBlock;
-    cast(DType::Float32, block, dtype, static_cast<const uint16_t*>(data) + at, length);
-    sum += sum_of_squares(block, length);
+  const auto* halves = static_cast<const uint16_t*>(data);
+  switch (dtype) {
+    case DType::Float32:
+      return narrow_squares<SingleDoubles>(static_cast<const float*>(data), count);
+    case DType::Float16:
+      return narrow_squares<Float16Doubles>(halves, count);
+    case DType::BFloat16:
+      return narrow_squares<BFloat16Doubles>(halves, count);
+    default:
+      return double_squares(static_cast<const double*>(data), count);
   }
-  return sum;
 }
 
 }  // namespace ROUNDEL_ISA_NAMESPACE

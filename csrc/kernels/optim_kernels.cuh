@@ -11,6 +11,11 @@ namespace roundel::kernels {
 inline namespace ROUNDEL_ISA_NAMESPACE {
 
 constexpr int kThreads = 256;
+constexpr int kEight = 8;  // elements of a pack, for at least 16 bytes of every type
+
+// Of an update in T. Float64 takes twice the registers and code: 16 bytes of its own will do.
+template <class T>
+constexpr int kPack = sizeof(T) == 8 ? 2 : kEight;
 
 struct Decision {
   double factor;  // of the gradients: sign, unscaling and clipping
@@ -40,26 +45,11 @@ __device__ Stream moved(const Stream& stream, size_t begin) {
   return {static_cast<char*>(stream.data) + begin * size, stream.dtype};
 }
 
-// f(index, number of elements, whether they can be accessed as a pack) for all of a chunk, by the threads of a block.
-template <class F>
+// f(place) for all packs of N of a chunk, by the threads of a block.
+template <int N, class F>
 __device__ void for_packs(size_t count, bool aligned, F f) {
-  for (size_t i = threadIdx.x * static_cast<size_t>(kPack); i < count; i += kThreads * static_cast<size_t>(kPack))
-    f(i, count - i < kPack ? static_cast<int>(count - i) : kPack, aligned && count - i >= kPack);
-}
-
-template <class T>
-__device__ void load_some(const Stream& stream, size_t i, int count, bool pack, T* x) {
-  if (pack) return load_pack(stream, i, x);
-#pragma unroll
-  for (int e = 0; e < kPack; ++e) x[e] = e < count ? load_one<T>(stream, i + e) : T(0);
-}
-
-template <class T>
-__device__ void store_some(const Stream& stream, size_t i, int count, bool pack, const T* x) {
-  if (pack) return store_pack(stream, i, x);
-#pragma unroll
-  for (int e = 0; e < kPack; ++e)
-    if (e < count) store_one(stream, i + e, x[e]);
+  for (size_t i = threadIdx.x * static_cast<size_t>(N); i < count; i += kThreads * static_cast<size_t>(N))
+    f(Place{i, count - i < N ? static_cast<int>(count - i) : N, aligned && count - i >= N});
 }
 
 __global__ void __launch_bounds__(kThreads) square(const Row* rows, const Chunk* chunks, size_t count, double* sums) {
@@ -67,11 +57,11 @@ __global__ void __launch_bounds__(kThreads) square(const Row* rows, const Chunk*
     const Chunk chunk = chunks[c];
     const Stream gradient = moved(rows[chunk.row].streams[kGradient], chunk.begin);
     double sum = 0;
-    for_packs(chunk.length, reinterpret_cast<uintptr_t>(gradient.data) % 16 == 0, [&](size_t i, int n, bool pack) {
-      double x[kPack];
-      load_some(gradient, i, n, pack, x);
+    for_packs<kEight>(chunk.length, reinterpret_cast<uintptr_t>(gradient.data) % 16 == 0, [&](const Place& place) {
+      double x[kEight];
+      load(gradient, place, x);
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) sum += x[e] * x[e];
+      for (int e = 0; e < kEight; ++e) sum += x[e] * x[e];
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[c] = sum;
@@ -112,16 +102,17 @@ __global__ void prepare(Row* rows, size_t count, const StepNumbers* numbers, con
 template <class Rule, class T>
 struct Elements {
   using Scalars = typename Rule::template Scalars<T>;
-  T p[kPack], g[kPack], s[kMaxStates][kPack];
+  static constexpr int N = kPack<T>;
+  T p[N], g[N], s[kMaxStates][N];
 
-  __device__ void load(const Stream* streams, size_t i, int n, bool pack, T factor) {
-    load_some(streams[kWeight], i, n, pack, p);
-    load_some(streams[kGradient], i, n, pack, g);
+  __device__ void take(const Stream* streams, const Place& place, T factor) {
+    load(streams[kWeight], place, p);
+    load(streams[kGradient], place, g);
 #pragma unroll
-    for (int e = 0; e < kPack; ++e) g[e] *= factor;
+    for (int e = 0; e < N; ++e) g[e] *= factor;
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k)
-      if (streams[kState + k].data != nullptr) load_some(streams[kState + k], i, n, pack, s[k]);
+      if (streams[kState + k].data != nullptr) load(streams[kState + k], place, s[k]);
   }
 };
 
@@ -148,12 +139,12 @@ __global__ void __launch_bounds__(kThreads)
       const bool aligned = streams_of(rows[chunk.row], chunk.begin, streams);
       const auto own = scalars_from<typename Rule::template Scalars<T>, T>(&scalars[chunk.row * kMaxScalars]);
       double weight = 0, other = 0;
-      for_packs(chunk.length, aligned, [&](size_t i, int n, bool pack) {
+      for_packs<kPack<T>>(chunk.length, aligned, [&](const Place& place) {
         Elements<Rule, T> x;
-        x.load(streams, i, n, pack, factor);
+        x.take(streams, place, factor);
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) {
-          if (e >= n) break;
+        for (int e = 0; e < kPack<T>; ++e) {
+          if (e >= place.count) break;
           T states[kMaxStates];
           for (int k = 0; k < Rule::kStates; ++k) states[k] = x.s[k][e];
           const double p = static_cast<double>(x.p[e]), d = static_cast<double>(Rule::measured(x.p[e], x.g[e], states, own));
@@ -195,14 +186,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__device__ void keep(const Stream& stream, int id, size_t i, int n, bool pack, T* x, bool stochastic, const uint32_t* random) {
+__device__ void keep(const Stream& stream, int id, const Place& place, T (&x)[kPack<T>], bool stochastic,
+                     const uint32_t* random) {
   if constexpr (sizeof(T) == 4)
     if (stochastic && (stream.dtype == DType::Float16 || stream.dtype == DType::BFloat16)) {
 #pragma unroll
-      for (int e = 0; e < kPack; ++e)
+      for (int e = 0; e < kPack<T>; ++e)
         x[e] = rounded_by_chance(x[e], stream.dtype, random_bits_of(random[e], static_cast<uint32_t>(id)));
     }
-  store_some(stream, i, n, pack, x);
+  store(stream, place, x);
 }
 
 template <class Rule, class T>
@@ -217,12 +209,12 @@ __global__ void __launch_bounds__(kThreads) update(const Row* rows, const Chunk*
     const bool aligned = streams_of(row, chunk.begin, streams);
     const auto own = scalars_from<typename Rule::template Scalars<T>, T>(&scalars[chunk.row * kMaxScalars]);
     const uint64_t key = random_key_at(row.random, chunk.begin);
-    for_packs(chunk.length, aligned, [&](size_t i, int n, bool pack) {
+    for_packs<kPack<T>>(chunk.length, aligned, [&](const Place& place) {
       Elements<Rule, T> x;
-      x.load(streams, i, n, pack, factor);
-      uint32_t random[kPack];
+      x.take(streams, place, factor);
+      uint32_t random[kPack<T>];
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
+      for (int e = 0; e < kPack<T>; ++e) {
         T states[kMaxStates] = {};
 #pragma unroll
         for (int k = 0; k < Rule::kStates; ++k)
@@ -230,22 +222,22 @@ __global__ void __launch_bounds__(kThreads) update(const Row* rows, const Chunk*
         Rule::update(x.p[e], x.g[e], states, own, options);
 #pragma unroll
         for (int k = 0; k < Rule::kStates; ++k) x.s[k][e] = states[k];
-        random[e] = options.stochastic ? random_bits(key, static_cast<uint32_t>(chunk.begin + i + e)) : 0;
+        random[e] = options.stochastic ? random_bits(key, static_cast<uint32_t>(chunk.begin + place.first + e)) : 0;
       }
-      if (streams[kOutput].data != nullptr) store_some(streams[kOutput], i, n, pack, x.p);
-      if (streams[kCopy].data != nullptr) store_some(streams[kCopy], i, n, pack, x.p);
+      if (streams[kOutput].data != nullptr) store(streams[kOutput], place, x.p);
+      if (streams[kCopy].data != nullptr) store(streams[kCopy], place, x.p);
       if (streams[kAverage].data != nullptr) {
-        T average[kPack];
-        load_some(streams[kAverage], i, n, pack, average);
+        T average[kPack<T>];
+        load(streams[kAverage], place, average);
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) average[e] = lerp(average[e], x.p[e], average_weight);
-        keep(streams[kAverage], kAverage, i, n, pack, average, options.stochastic, random);
+        for (int e = 0; e < kPack<T>; ++e) average[e] = lerp(average[e], x.p[e], average_weight);
+        keep(streams[kAverage], kAverage, place, average, options.stochastic, random);
       }
-      keep(streams[kWeight], kWeight, i, n, pack, x.p, options.stochastic, random);
+      keep(streams[kWeight], kWeight, place, x.p, options.stochastic, random);
 #pragma unroll
       for (int k = 0; k < Rule::kStates; ++k)
         if (streams[kState + k].data != nullptr)
-          keep(streams[kState + k], kState + k, i, n, pack, x.s[k], options.stochastic, random);
+          keep(streams[kState + k], kState + k, place, x.s[k], options.stochastic, random);
     });
   }
 }
@@ -256,14 +248,14 @@ __global__ void __launch_bounds__(kThreads) scale(const Row* rows, const Chunk* 
     const Chunk chunk = chunks[c];
     const Stream stream = moved(rows[chunk.row].streams[kGradient], chunk.begin);
     const bool aligned = reinterpret_cast<uintptr_t>(stream.data) % 16 == 0;
-    for_packs(chunk.length, aligned, [&](size_t i, int n, bool pack) {
-      double x[kPack];
-      load_some(stream, i, n, pack, x);
+    for_packs<kEight>(chunk.length, aligned, [&](const Place& place) {
+      double x[kEight];
+      load(stream, place, x);
       const bool wide = stream.dtype == DType::Float64;
 #pragma unroll
-      for (int e = 0; e < kPack; ++e)
+      for (int e = 0; e < kEight; ++e)
         x[e] = wide ? x[e] * factor : static_cast<double>(static_cast<float>(x[e]) * static_cast<float>(factor));
-      store_some(stream, i, n, pack, x);
+      store(stream, place, x);
     });
   }
 }

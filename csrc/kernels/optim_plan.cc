@@ -172,10 +172,10 @@ void OptimizerPlan::for_chunks(int threads, F f) {
 Piece OptimizerPlan::piece(const Chunk& chunk) const {
   const Row& row = rows_[chunk.row];
   Piece piece;
-  for (int id = 0; id < kStreams; ++id) {
-    const Stream& stream = row.streams[id];
-    if (stream.data != nullptr) piece.streams[id] = {View{stream.data, row.count, stream.dtype}.at(chunk.begin), stream.dtype};
-  }
+  std::copy(std::begin(row.streams), std::end(row.streams), piece.streams);
+  if (chunk.begin > 0)
+    for (Stream& stream : piece.streams)
+      if (stream.data != nullptr) stream.data = View{stream.data, row.count, stream.dtype}.at(chunk.begin);
   piece.count = chunk.length;
   piece.scalars = &scalars_[row.scalars * kMaxScalars];
   piece.random = random_key_at(row.random, chunk.begin);

@@ -324,9 +324,9 @@ class OptimizerPlan:
     """
     def __init__(self, rule: str, options: dict, params: typing.Any, states: list, *, masters: typing.Any = None, copies: typing.Any = None, averages: typing.Any = None, steps: typing.Any = None) -> None:
         ...
-    def ready(self, params: typing.Any, grads: typing.Any) -> bool:
+    def gradients(self, params: typing.Any) -> typing.Any:
         """
-        Whether these are the plan's parameters, still in the memory that it was made for, each with a gradient.
+        The gradients of these parameters, if they are the plan's, still in the memory that it was made for, and each has one; else None.
         """
     def result(self) -> tuple:
         """

@@ -36,6 +36,7 @@ def test_rows(tmp_path, capsys):
     assert {row["workload"] for row in rows} == set(optimizers.WORKLOADS)
     peers = [row["peer"] for row in rows if row["workload"] == "adamw" and "DeepSpeed" not in str(row["peer"])]
     assert peers == [None, "torch for-loop", "torch foreach", "torch fused", optimizers.ROOF]
+    assert {row["workload"] for row in rows if row["peer"] == optimizers.ROOF} == {"adamw", "rmsprop", "whole"}
     for row in rows:
         ours = next(r for r in rows if r["peer"] is None and r["workload"] == row["workload"])
         assert row["ratio"] == pytest.approx(row["time_us"] / ours["time_us"])

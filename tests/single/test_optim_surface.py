@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 
 import pytest
 import roundel.optim
 import torch
 from optim_reference import one_thread  # noqa: F401
+from roundel import _core
 from roundel.errors import InvalidArgumentError
 from torch import nn
 
@@ -208,6 +210,43 @@ def test_parameters_frozen_in_mid_training_can_be_released():
     backward(net, 2)
     optimizer.step()
     assert set(optimizer.state) == set(net[2].parameters())
+
+
+def test_a_plan_looks_at_its_parameters_gradients():
+    class Own(nn.Parameter):
+        @property
+        def grad(self):
+            return self.mine
+
+    params = [nn.Parameter(torch.ones(3)), Own(torch.ones(2))]
+    plan = _core.OptimizerPlan("sgd", {}, params, [])
+    params[0].grad, params[1].mine = torch.ones(3), torch.ones(2)
+    assert list(map(id, plan.gradients(params))) == [id(params[0].grad), id(params[1].mine)]
+    assert plan.gradients(params[:1]) is None and plan.gradients(params[::-1]) is None
+    params[0].grad = None
+    assert plan.gradients(params) is None
+    params[0].grad = torch.ones(3)
+    params[1].data = torch.ones(2)
+    assert plan.gradients(params) is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_frozen_in_mid_training_costs_no_bytes(name):
+    net = model()
+    options = {"momentum": 0.9} if name in ("SGD", "LARS") else {}
+    optimizer = getattr(roundel.optim, name)(net.parameters(), ema_decay=0.9, **options)
+    backward(net, 0)
+    optimizer.step()
+    states = [weakref.ref(t) for p in net[0].parameters() for t in optimizer.state[p].values()]
+    net[0].requires_grad_(False)
+    optimizer.zero_grad()
+    optimizer.release_frozen()
+    assert states and not any(state() is not None for state in states)  # now, not at the next step
+    backward(net, 1)
+    optimizer.step()
+    assert set(optimizer.state) == set(net[2].parameters())
+    ((batch, _),) = optimizer._plans[0].batches()
+    assert batch.plan.count == sum(p.numel() for p in net[2].parameters())  # what a step reads and writes
 
 
 def test_layouts_of_parameters_and_gradients():

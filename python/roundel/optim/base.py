@@ -99,10 +99,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         waiting = []  # plans on a GPU, which do not know yet
         if not skipped:
             for group, batch, grads in work:
+                lists.mark_changed(batch.params)  # before the step, while they are still in the caches
                 result = batch.step(grads, group, **how)
                 norm, skipped = norm if result[0] is None else result[0], result[1]
                 waiting += [batch.plan] if skipped is None else []
-                lists.mark_changed(batch.params)
         self._last = norm, bool(skipped), waiting
 
     def _batches(self, i: int, group: dict[str, Any]) -> list:
@@ -190,6 +190,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         freed = 0
         for p in [p for p in self.state if isinstance(p, torch.Tensor) and not p.requires_grad]:
             freed += sum(t.numel() * t.element_size() for t in self.state.pop(p).values() if isinstance(t, torch.Tensor))
+        if freed:
+            self._plans.clear()  # they hold what they write to
         return freed
 
     @torch.no_grad()

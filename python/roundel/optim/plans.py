@@ -124,14 +124,16 @@ class GroupPlans:
     def batches(self) -> list[tuple[Batch, list[torch.Tensor]]]:
         """What there is to step now: each plan with its gradients. Parameters without one are left out."""
         params = self._group["params"]
+        if self._whole is not None:
+            grads = self._whole.plan.gradients(params)
+            if grads is not None:
+                return [(self._whole, grads)]
         grads = [p.grad for p in params]
-        if self._whole is not None and self._whole.plan.ready(params, grads):
-            return [(self._whole, grads)]
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
             self._params, self._by_pattern = list(params), {}
         pattern = bytes(map(is_not, grads, repeat(None)))
-        work = [(batch, [grads[i] for i in batch.where]) for batch in self._by_pattern.get(pattern, ())]
-        if not work or not all(batch.plan.ready(batch.params, its) for batch, its in work):
+        work = [(batch, batch.plan.gradients(batch.params)) for batch in self._by_pattern.get(pattern, ())]
+        if not work or any(its is None for _, its in work):
             self._by_pattern.pop(pattern, None)
             if len(self._by_pattern) == MOST_PATTERNS:
                 del self._by_pattern[next(iter(self._by_pattern))]
