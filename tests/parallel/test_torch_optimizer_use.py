@@ -368,8 +368,8 @@ def planned_bytes(optimizer):
     )
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_frozen_in_mid_training_costs_nothing_and_may_come_back(comm, passes):
+@pytest.mark.parametrize(("passes", "to_none"), [(1, True), (2, True), (1, False), (2, False)])
+def test_frozen_in_mid_training_costs_nothing_and_may_come_back(comm, passes, to_none):
     model, single = mlp(), mlp()
     optimizer = distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), backward_passes_per_step=passes)
     alone = torch.optim.SGD(single.parameters(), lr=0.1)
@@ -427,6 +427,68 @@ def test_sparse_frozen_and_thawed(comm):
             torch.testing.assert_close(before - table.weight, moved[:, None].expand(6, 2))
         if comm.size > 1:
             assert (table.weight in optimizer._reducer.sparse) == trained
+
+
+def test_freezing_in_turns_keeps_the_buckets(comm):
+    model, single = mlp(), mlp()
+    optimizer, alone = sgd(model), torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9)
+    buckets = None
+    for step in range(8):
+        for net in (model, single):
+            net[0].requires_grad_(step % 2 == 0)
+            net[2].requires_grad_(step % 2 == 1)
+        train(model, optimizer, [batch(comm.rank, step)])
+        train(single, alone, [everyones_batch(comm.size, step)])
+        if comm.size > 1:
+            assert buckets is None or optimizer._reducer.buckets is buckets
+            buckets = optimizer._reducer.buckets
+    assert_close_models(model, single)
+
+
+def test_a_rank_gives_up_the_first_step(comm):
+    model, single = mlp(), mlp()
+    optimizer, alone = sgd(model), torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9)
+    if comm.size > 1:
+        optimizer.zero_grad()
+        if comm.rank == 0:
+            handle = model[0].weight.register_hook(lambda gradient: 1 / 0)
+            with contextlib.suppress(ZeroDivisionError):
+                loss_of(model, batch(comm.rank, 0)).backward()
+            handle.remove()
+        else:
+            loss_of(model, batch(comm.rank, 0)).backward()
+            with pytest.raises(roundel.RoundelError, match="rank 0 gave up this step"):
+                optimizer.step()
+        optimizer.zero_grad()
+    train(model, optimizer, [batch(comm.rank, step) for step in (1, 2)])
+    train(single, alone, [everyones_batch(comm.size, step) for step in (1, 2)])
+    assert_close_models(model, single)
+
+
+def test_thawed_after_a_rank_has_joined(comm):
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    optimizer = distribute(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    x = torch.ones(1, 3)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+
+    model[0].requires_grad_(False)
+    for _ in range(8):
+        step()
+    last = comm.size - 1
+    if comm.rank != last or comm.size == 1:
+        model[0].requires_grad_(True)
+        for _ in range(3):
+            step()
+            alone = torch.autograd.grad(model(x).sum(), model[0].weight)[0]
+            torch.testing.assert_close(model[0].weight.grad, alone * (max(last, 1) / comm.size))
+    assert hvd.join() >= 0
+    model[0].requires_grad_(True)
+    step()
+    torch.testing.assert_close(model[0].weight.grad, torch.autograd.grad(model(x).sum(), model[0].weight)[0])
 
 
 def test_thawed_in_a_step_that_a_rank_gives_up(comm):

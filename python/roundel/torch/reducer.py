@@ -5,8 +5,8 @@ that order, whatever the order of its own gradients, because collectives are ord
 tells whether every rank has come so far, so that a rank whose backward pass failed can give up the step without anybody using
 half of it. Which parameters have sparse gradients is agreed in the first step too; those are gathered through the engine.
 
-Parameters that are frozen on all ranks are in no bucket. When some have been frozen for a few steps, or come back, buckets are
-planned anew.
+Parameters that have been frozen on all ranks for a few steps are in no bucket. Buckets are planned anew at the end of a step in
+which that became so of some, or in which some came back; these last go through the engine once.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from roundel import _core
 from roundel.errors import InvalidArgumentError, RoundelError
-from roundel.ops import Average, ReduceOp, Sum
+from roundel.ops import Average, Max, ReduceOp, Sum
 from roundel.process_sets import ProcessSet, global_process_set
 from roundel.torch import joining
 from roundel.torch.agree import describe, require_same
 from roundel.torch.allgather import allgather
+from roundel.torch.allreduce import allreduce
 from roundel.torch.buckets import Bucket, Route, Word, plan_buckets
 from roundel.torch.compression import Compression, Compressor
 from roundel.torch.sparse_gradients import SparseGradients
@@ -35,7 +36,7 @@ __all__ = ["Reducer", "Settings"]
 
 _reducer_of = WeakTensorKeyDictionary()  # parameter -> weak reference to the Reducer whose hooks it has
 _numbers = itertools.count(1)
-_FROZEN_STEPS = 5  # after which new buckets are worth it: some programs freeze and thaw in turns
+_FROZEN_STEPS = 5  # in a row, after which new buckets are worth it: some programs freeze and thaw in turns
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ class Reducer:
         self.settings, self.op, self.passes = settings, settings.op, settings.passes
         self.number = next(_numbers)
         self.synchronized = False
+        self.order: list[torch.nn.Parameter] = []  # in which gradients became ready, as last agreed on
+        self.sparse_dims: dict[torch.nn.Parameter, int] = {}  # of parameters with sparse gradients, likewise
+        self.frozen_for: dict[torch.nn.Parameter, int] = {}  # steps in a row, on this rank
+        self.patience = _FROZEN_STEPS  # steps with one plan before another is worth a try
         self._forget_plan()
         self._start_over()
         joining.watch(self)
@@ -108,8 +113,8 @@ class Reducer:
         self.place: dict[torch.nn.Parameter, tuple[Bucket, int]] = {}
         self.sparse: SparseGradients | None = None
         self.planned = self.lasting = self.direct = False
-        self.frozen_here: set[torch.nn.Parameter] = set()  # though planned, as they are not frozen on all ranks
-        self.frozen_steps = 0
+        self.left_out: dict[torch.nn.Parameter, None] = {}  # of the buckets: frozen on all ranks
+        self.steps_planned = 0
 
     def _start_over(self) -> None:
         self.passes_left = dict.fromkeys(self.params, self.passes)
@@ -150,7 +155,7 @@ class Reducer:
             if is_final:
                 self.sparse.start(param)
             return
-        if param not in self.place:  # thawed: synchronize() sees to it
+        if param not in self.place:  # it was left out: synchronize() sees to it
             return
         bucket, slot = self.place[param]
         if not is_final:
@@ -168,34 +173,42 @@ class Reducer:
         """Launch what is left and wait for all. Returns which ranks said what."""
         while self.next_launch < len(self.buckets):
             self._launch_next()
-        said = [bucket.wait() for bucket in self.buckets][-1]
+        for bucket in self.buckets:
+            said = bucket.wait()
         self.sparse.finish()
-        all_froze = len(said[Word.FROZEN]) == self.settings.process_set.size()
-        if not self.lasting or all_froze or said[Word.THAWED]:
+        if not self.lasting:
+            for p in self.place:  # views of one buffer share their count of changes, which an unplanned step looks at
+                p.grad = None if p.grad is None else p.grad.clone()
             self._forget_plan()
         self._start_over()
         return said
 
     def _sparse_dim(self, param: torch.nn.Parameter) -> int:
-        """0 for a dense gradient or none."""
-        return 0 if param.grad is None or param.grad.layout != torch.sparse_coo else param.grad.sparse_dim()
+        """0 for a dense gradient, or none up to now."""
+        is_sparse = param.grad is not None and param.grad.layout == torch.sparse_coo
+        return param.grad.sparse_dim() if is_sparse else self.sparse_dims.get(param, 0)
 
-    def _plan(self, params: Sequence[torch.nn.Parameter]) -> None:
-        settings = self.settings
+    def _has_settled(self, param: torch.nn.Parameter) -> bool:
+        return self.frozen_for.get(param, 0) >= _FROZEN_STEPS
+
+    def _plan(self) -> None:
+        settings, params = self.settings, self.params
         process_set, count = settings.process_set, len(params)
         described = (describe(self.names[p].strip("'"), p) for p in params)
         require_same("DistributedOptimizer", [settings.describe(params), *described], process_set)
         number = {p: i for i, p in enumerate(params)}
-        last_first = [p for p in reversed(params) if p not in self.ready_before_plan]
-        order = [number[p] for p in [*self.ready_before_plan, *last_first]]
+        order = [number[p] for p in dict.fromkeys([*self.ready_before_plan, *self.order, *reversed(params)])]
         bucket_bytes = _core.setting_bytes("ROUNDEL_BUCKET_BYTES")
         mine = [bucket_bytes, self.number, joining.is_free(self), *order, *map(self._sparse_dim, params)]
-        mine += [not _is_frozen(p) for p in params]
+        mine += [not self._has_settled(p) for p in params]
         rows = allgather(torch.tensor([mine], dtype=torch.int64), "order of gradients", process_set)
         bucket_bytes, label, is_free, *order = rows[0, : 3 + count].tolist()  # the first rank's, as all of this
         dims, live = (part.tolist() for part in rows[:, 3 + count :].amax(0).split(count))
-        sparse_dims = {p: dim for p, dim in zip(params, dims, strict=True) if dim}
-        self.frozen_here = {p for p, is_live in zip(params, live, strict=True) if is_live and _is_frozen(p)}
+        self.sparse_dims = sparse_dims = {p: dim for p, dim in zip(params, dims, strict=True) if dim}
+        self.left_out = dict.fromkeys(p for p, is_live in zip(params, live, strict=True) if not is_live)
+        left_in = any(self._has_settled(p) for p, is_live in zip(params, live, strict=True) if is_live)  # others train them
+        self.patience = 2 * self.patience if left_in else _FROZEN_STEPS
+        self.steps_planned = 0
         if sparse_dims and settings.op not in (Average, Sum) and not settings.sparse_as_dense:
             raise InvalidArgumentError(
                 f"rank {rank()}: {settings.op.name} of sparse gradients such as {self.names[next(iter(sparse_dims))]}'s: "
@@ -206,7 +219,8 @@ class Reducer:
         self.direct = self.lasting and bool(is_free) and process_set is global_process_set
         if self.direct:
             joining.take(self)
-        route = Route(
+        self.bucket_bytes = bucket_bytes
+        self.route = route = Route(
             settings.op,
             settings.compression,
             1.0 / settings.predivide,
@@ -215,7 +229,8 @@ class Reducer:
             self.direct,
             f" (optimizer {label})",
         )
-        in_order = [params[i] for i in order if live[i]]
+        self.order = [params[i] for i in order]
+        in_order = [p for p in self.order if live[number[p]]]
         gathered = {} if settings.sparse_as_dense else sparse_dims
         self.sparse = SparseGradients({p: sparse_dims[p] for p in in_order if p in gathered}, self.names, route)
         # Where all are sparse, or frozen, an empty one stands in: ranks say what they have to say with the last bucket.
@@ -248,12 +263,8 @@ class Reducer:
         gave_up: list[int] = []
         if self.params:
             if not self.planned:
-                self._plan(self.params)
-            planned = {*self.place, *self.sparse}
-            said = self._reduce()
-            gave_up = said[Word.GAVE_UP]
-            if said[Word.THAWED] and not gave_up:
-                self._reduce_thawed([p for p in self.params if p not in planned], said)
+                self._plan()
+            gave_up = self._reduce()
         if gave_up:
             raise RoundelError(
                 f"rank {rank()}: rank {', '.join(map(str, gave_up))} gave up this step after an exception in backward(); "
@@ -271,10 +282,10 @@ class Reducer:
             )
         self.synchronized = True
 
-    def _reduce(self) -> dict[Word, list[int]]:
-        """Launch all and wait for all. Returns which ranks said what."""
+    def _reduce(self) -> list[int]:
+        """Launch all, wait for all, and plan anew where that is due. Returns the ranks that gave up the step."""
         self.sparse.start_rest()
-        frozen = [p for p in self.sparse if _is_frozen(p)]
+        frozen = [p for p in [*self.left_out, *self.sparse] if _is_frozen(p)]
         for bucket in self.buckets:
             for slot, p in enumerate(bucket.params):
                 if not bucket.is_pending(slot):
@@ -282,23 +293,37 @@ class Reducer:
                 bucket.leave_out(slot) if p.grad is None else bucket.put(slot)
                 if _is_frozen(p):
                     frozen.append(p)
-        self.frozen_steps = 0 if self.frozen_here.issuperset(frozen) else self.frozen_steps + 1
-        if self.frozen_steps >= _FROZEN_STEPS:
+        self.frozen_for = {p: self.frozen_for.get(p, 0) + 1 for p in frozen}
+        self.steps_planned += 1
+        if self.steps_planned >= self.patience and any(self._has_settled(p) for p in frozen if p not in self.left_out):
             self.buckets[-1].say(Word.FROZEN)
-        if any(p.grad is not None and p not in self.place and p not in self.sparse for p in self.params):
+        if any(p.grad is not None for p in self.left_out):
             self.buckets[-1].say(Word.THAWED)
-        return self._finish()
+        left_out = list(self.left_out)
+        said = self._finish()
+        if said[Word.GAVE_UP]:
+            return said[Word.GAVE_UP]
+        if said[Word.THAWED]:
+            self._reduce_by_engine(left_out)
+        all_froze = len(said[Word.FROZEN]) == self.settings.process_set.size()
+        if self.planned and not said[Word.JOINED] and (said[Word.THAWED] or all_froze):
+            self._plan()
+        return []
 
-    def _reduce_thawed(self, params: Sequence[torch.nn.Parameter], said: dict[Word, list[int]]) -> None:
-        """In buckets for this once: the next step plans for all."""
-        if said[Word.JOINED]:
-            raise RoundelError(
-                f"rank {rank()}: rank {', '.join(map(str, said[Word.THAWED]))} has gradients of parameters that were frozen on "
-                f"all ranks, after rank {', '.join(map(str, said[Word.JOINED]))} has joined: unfreeze before join()"
-            )
-        self._plan(params)
-        self._reduce()
-        self._forget_plan()
+    def _reduce_by_engine(self, params: list[torch.nn.Parameter]) -> None:
+        """What is in no bucket. Ranks that have joined take part in this without knowing."""
+        dims = torch.tensor([self._sparse_dim(p) for p in params])
+        name = f"layouts of gradients that were left out{self.route.label}"
+        dims = allreduce(dims, name=name, op=Max, process_set=self.settings.process_set).tolist()
+        sparse_dims = {p: dim for p, dim in zip(params, dims, strict=True) if dim}
+        route = replace(self.route, direct=False)
+        buckets = plan_buckets(params, self.names, self.bucket_bytes, route, sparse_dims=sparse_dims)
+        for bucket in buckets:
+            for slot, p in enumerate(bucket.params):
+                bucket.leave_out(slot) if p.grad is None else bucket.put(slot)
+            bucket.launch()
+        for bucket in buckets:
+            bucket.wait()
 
     def abandon(self) -> None:
         """The caller throws the gradients away. An error when they have been handed over, unless the backward pass failed."""
@@ -307,7 +332,9 @@ class Reducer:
                 f"rank {rank()}: zero_grad() between backward() and step() would throw away gradients that are being reduced; "
                 "call step() or synchronize() first"
             )
-        if self.handed_over and self.planned:
+        if self.handed_over:
+            if not self.planned:
+                self._plan()
             self.sparse.start_rest(empty=True)
             self.buckets[-1].say(Word.GAVE_UP)
             self._finish()
