@@ -1,7 +1,7 @@
 // A Python type for objects that come and go by the thousand: the C++ object lies in the Python object itself.
 //
 // pybind11 keeps a table of all its objects, whose upkeep costs about 150 ns for each, twice what the object itself does.
-// Objects of such a type are made by C++ only, and their methods take no arguments.
+// Objects of such a type are made by C++ only, are not weakly referenced, and their methods take no arguments.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -62,6 +62,7 @@ class FastType {
   }
 
   static void destroy(PyObject* self) {
+    const pybind11::error_scope kept;  // an exception on its way may be what lets go of the object
     PyTypeObject* type = Py_TYPE(self);
     reinterpret_cast<Object*>(self)->value.~T();
     PyObject_Free(self);

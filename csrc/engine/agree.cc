@@ -26,7 +26,7 @@ SharedRequest Engine::take_request(Reader& in) {
     const std::lock_guard lock(mutex_);
     const SharedRequest request = names_.seal(in.text());
     if (as == As::ToBeNumbered) {  // all ranks learn from the same announcements, so they give the same numbers
-      names_.number(request, static_cast<uint32_t>(by_number_.size()));
+      names_.give_number(request, static_cast<uint32_t>(by_number_.size()));
       by_number_.push_back(request);
     }
     return request;
@@ -63,9 +63,16 @@ bool Engine::advance() {
   }
   const std::string message = announcement();
   if (message.empty()) return false;
-  for (const int child : tree_.children) mailbox_->send(child, message);
-  perform(message);
+  announce(message);
   return true;
+}
+
+// Down the tree, then here. It is flushed first: a collective in shared memory does not look at what waits to be sent, and
+// would wait for ranks that have not heard of it. Nobody waits like this for its parent, which may be in a collective.
+void Engine::announce(const std::string& message) {
+  for (const int child : tree_.children) mailbox_->send(child, message);
+  flush(tree_.children, timeout_);
+  perform(message);
 }
 
 void Engine::report(std::span<const Variant> variants) {
@@ -257,8 +264,8 @@ void Engine::finish(Slot& slot, const std::exception_ptr& error, int64_t value) 
   sleepers_.complete(*ticket, error);
 }
 
-// What was carried out.
-void Engine::finish(std::span<Work* const> works) {
+// Requests that were carried out together.
+void Engine::finish_all(std::span<Work* const> works) {
   {
     const std::lock_guard lock(mutex_);
     for (const Work* work : works)
@@ -277,7 +284,8 @@ std::shared_ptr<Ticket> Engine::take_pending(Slot& slot) {
 }
 
 void Engine::open_set(uint32_t set, std::shared_ptr<comm::Communicator> comm) {
-  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_, [this](std::span<Work* const> works) { finish(works); });
+  executors_.try_emplace(set, std::move(comm), fusion_bytes_, stats_,
+                         [this](std::span<Work* const> works) { finish_all(works); });
 }
 
 // A set of ranks that there is already keeps its number.

@@ -113,11 +113,11 @@ void Board::forget_joined() {
 }
 
 void Board::hand_on(Readiness& entry, std::vector<Variant>& to) {
-  const auto hand_on = [&](Variant& variant) {
+  const auto take = [&](Variant& variant) {
     if (!variant.ranks.empty()) to.push_back({variant.request, std::exchange(variant.ranks, {})});
   };
-  hand_on(entry.first);
-  for (Variant& variant : entry.others) hand_on(variant);
+  take(entry.first);
+  for (Variant& variant : entry.others) take(variant);
 }
 
 std::vector<Variant> Board::take_stale(double seconds) {

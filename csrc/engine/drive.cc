@@ -160,8 +160,7 @@ void Engine::handle(int from, const std::string& message) {
     return mailbox_->dismiss(from);
   }
   advance();  // what is complete goes first: the announcement may be of it, and its name may come again at once
-  for (const int child : tree_.children) mailbox_->send(child, message);
-  perform(message);
+  announce(message);
 }
 
 void Engine::handle_reports(int from, std::string_view message) {
@@ -280,7 +279,14 @@ void Engine::check_stalls() {
 void Engine::say_goodbye() {
   for (const int child : tree_.children) mailbox_->send(child, {});
   if (tree_.parent >= 0) mailbox_->send(tree_.parent, {});
-  for (const Deadline limit = Deadline::after(kGoodbye); !mailbox_->flushed() && !limit.passed();) {
+  std::vector<int> neighbours = tree_.children;
+  if (tree_.parent >= 0) neighbours.push_back(tree_.parent);
+  flush(neighbours, kGoodbye);
+}
+
+// Until all that was sent to these has left this process, or for so long.
+void Engine::flush(const std::vector<int>& neighbours, double seconds) {
+  for (const Deadline limit = Deadline::after(seconds); !mailbox_->flushed(neighbours) && !limit.passed();) {
     comm_->attend(kWait);
     if (!comm_->transport().poll()) comm_->transport().sleep(limit, [this] { return comm_->world().monitor->troubled(); });
   }

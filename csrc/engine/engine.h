@@ -95,6 +95,7 @@ class Engine {
   void refuse_departed();
   void refuse_left();
   void say_goodbye();
+  void flush(const std::vector<int>& neighbours, double seconds);
   void end();
   void fail(std::exception_ptr error);
   void end_sets(const std::exception_ptr& error);
@@ -106,6 +107,7 @@ class Engine {
   void report(std::span<const Variant> variants);
   void report(const Variant& variant, Writer& out);
   std::string announcement();
+  void announce(const std::string& message);
   void put_request(Writer& out, const SharedRequest& request, bool learn_it);
   SharedRequest take_request(Reader& in);
   void perform(const std::string& announcement);
@@ -115,7 +117,7 @@ class Engine {
   void add_set(const Work& work);
   void remove_set(const Work& work);
   void finish(Slot& slot, const std::exception_ptr& error, int64_t value = -1);
-  void finish(std::span<Work* const> works);
+  void finish_all(std::span<Work* const> works);
   std::shared_ptr<Ticket> take_pending(Slot& slot);
   void catch_up(Kind kind, uint32_t set, const std::string& name);
 
@@ -150,7 +152,7 @@ class Engine {
   std::map<uint32_t, Executor> executors_;  // of the sets that this rank is in
   uint32_t next_set_ = 1;
   std::vector<SharedRequest> by_number_;
-  std::vector<std::shared_ptr<Ticket>> finished_;  // memory that finish() uses again
+  std::vector<std::shared_ptr<Ticket>> finished_;  // memory that finish_all() uses again
   SharedRequest join_;                             // the same on all ranks
   std::vector<int> departed_, joined_;             // neighbours that have left; ranks that have joined, the last one last
   std::set<std::string> warned_;                   // encoded requests whose stall was told

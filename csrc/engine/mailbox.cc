@@ -25,8 +25,9 @@ Mailbox::Mailbox(transport::Transport& transport, const std::vector<int>& peers)
 }
 
 void Mailbox::send(int peer, const std::string& message) {
-  flushed();
+  forget_sent();
   Outgoing& out = outgoing_.emplace_back();
+  out.peer = peer;
   const uint64_t number = sent_[peer]++;
   const size_t inside = std::min(message.size(), sizeof out.head.bytes);
   out.head.length = static_cast<uint32_t>(message.size());
@@ -38,10 +39,16 @@ void Mailbox::send(int peer, const std::string& message) {
         transport_.send(peer, tag_of(number, 1), {reinterpret_cast<const std::byte*>(out.rest.data()), out.rest.size()}));
 }
 
-bool Mailbox::flushed() {
+void Mailbox::forget_sent() {
   for (Outgoing& out : outgoing_) std::erase_if(out.tickets, [this](transport::Ticket t) { return transport_.test(t); });
   while (!outgoing_.empty() && outgoing_.front().tickets.empty()) outgoing_.pop_front();
-  return outgoing_.empty();
+}
+
+bool Mailbox::flushed(const std::vector<int>& peers) {
+  forget_sent();
+  return std::none_of(outgoing_.begin(), outgoing_.end(), [&](const Outgoing& out) {
+    return !out.tickets.empty() && std::find(peers.begin(), peers.end(), out.peer) != peers.end();
+  });
 }
 
 std::optional<std::string> Mailbox::take(int peer, Inbox& inbox) {

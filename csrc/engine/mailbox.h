@@ -21,8 +21,8 @@ class Mailbox {
   std::optional<std::pair<int, std::string>> receive();
   // Of the peer whose message was received last: nothing more is expected from it, and its connection may end.
   void dismiss(int peer);
-  // Whether all that was sent has left this process' hands.
-  bool flushed();
+  // Whether all that was sent to these has left this process' hands.
+  bool flushed(const std::vector<int>& peers);
 
  private:
   static constexpr size_t kHead = 256;  // what a few dozen requests by number need
@@ -39,11 +39,13 @@ class Mailbox {
     transport::Ticket ticket;
   };
   struct Outgoing {
+    int peer;
     Head head;
     std::string rest;
     std::vector<transport::Ticket> tickets;
   };
   std::optional<std::string> take(int peer, Inbox& inbox);
+  void forget_sent();
 
   transport::Transport& transport_;
   std::map<int, Inbox> inboxes_;

@@ -35,7 +35,7 @@ SharedRequest Names::seal(std::string_view encoded) {
   return std::make_shared<Sealed>(decode(encoded), std::string(encoded), slot_of(key_of(encoded)));
 }
 
-void Names::number(const SharedRequest& request, uint32_t number) {
+void Names::give_number(const SharedRequest& request, uint32_t number) {
   request->number = number;
   const auto [place, is_new] = numbered_.emplace(request->encoded, request);
   if (is_new) request->slot->agreed = request;
@@ -43,8 +43,7 @@ void Names::number(const SharedRequest& request, uint32_t number) {
 
 SharedRequest Names::last_agreed(Kind kind, uint32_t set, std::string_view name) {
   encode_key(kind, set, name, encoded_);
-  const auto found = slots_.find(encoded_);
-  const auto slot = found != slots_.end() ? found->second.lock() : nullptr;
+  const auto slot = find(encoded_);
   return slot != nullptr ? slot->agreed : nullptr;
 }
 

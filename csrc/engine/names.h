@@ -21,8 +21,8 @@ class Names {
   // The numbered request where one is equal, else a new one.
   SharedRequest seal(Request request);
   SharedRequest seal(std::string_view encoded);  // throws CorruptFrame where that is no encoded request
-  // Gives it its number. Numbered requests stay as long as the table.
-  void number(const SharedRequest& request, uint32_t number);
+  // Numbered requests stay as long as the table.
+  void give_number(const SharedRequest& request, uint32_t number);
 
   // The numbered request of this name that was asked for last, or null.
   SharedRequest last_agreed(Kind kind, uint32_t set, std::string_view name);

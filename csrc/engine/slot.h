@@ -40,7 +40,7 @@ struct Readiness {
   size_t place = 0;  // in the board's roster
 };
 
-// What is looked at for every request comes first: a thousand slots are too much for the nearest caches.
+// Members are in the order in which a request looks at them: a thousand slots are too much for the nearest caches.
 struct Slot {
   explicit Slot(std::string_view key) : key(key) {}
   SharedRequest agreed;   // the numbered request of this name that was asked for last, if any; guarded by the engine's mutex
@@ -49,7 +49,8 @@ struct Slot {
   const std::string key;  // as in the encoded request
 };
 
-// Slots in which something goes on, in no order. Each knows its place, so that it comes and goes without a search.
+// Slots in which something goes on, in no order. `part` is the member that says what (&Slot::pending, &Slot::readiness) and
+// knows the slot's place here, so that it comes and goes without a search.
 template <auto part>
 class Roster {
  public:

@@ -106,12 +106,12 @@ TEST(engine_names_find_what_was_agreed_on) {
   CHECK(table.seal(request(3)) != once);  // not agreed on yet
   CHECK(table.seal(request(3))->slot == once->slot);
   CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == nullptr);
-  table.number(once, 7);
+  table.give_number(once, 7);
   CHECK(table.seal(request(3)) == once && once->number == 7);
   CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);
   const SharedRequest other = table.seal(request(4));
   CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);
-  table.number(other, 8);
+  table.give_number(other, 8);
   CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == other);
   CHECK(table.seal(request(3)) == once);
   CHECK(table.last_agreed(Kind::AllReduce, 0, "a") == once);

@@ -38,6 +38,16 @@ def test_allreduce_scales_and_works_in_place(comm):
     np.testing.assert_allclose(x, 6 * total)
 
 
+def test_what_ranks_say_of_requests_may_be_longer_than_the_way_holds(comm):
+    """Announcements go on while the first of what they announce is carried out."""
+    names = [f"{i:04}" * 1000 for i in range(300)]
+    xs = [np.full(3, comm.rank, np.float32) for _ in names]
+    handles = [engine().allreduce_in_place(x, MAX, 1.0, 1.0, name) for x, name in zip(xs, names, strict=True)]
+    for handle in handles:
+        handle.wait()
+    assert all((x == comm.size - 1).all() for x in xs)
+
+
 def test_a_name_that_comes_again_may_ask_for_something_else(comm):
     """What ranks have agreed on before takes a short way: only where all of it is the same."""
     ranks = range(1, comm.size + 1)
