@@ -28,7 +28,8 @@ class Word(enum.IntEnum):
     GAVE_UP = 0  # this step's gradients are not to be used
     JOINED = 1  # it has no more data
     FROZEN = 2  # parameters in the buckets have been frozen for some steps
-    THAWED = 3  # it has gradients of parameters that were left out of the buckets
+    PRESENT = 3  # it takes part in this step by itself, not in join()
+    THAWED = 4  # it has gradients of parameters that were left out of the buckets
 
 
 @dataclass(frozen=True)

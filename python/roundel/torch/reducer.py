@@ -299,14 +299,16 @@ class Reducer:
             self.buckets[-1].say(Word.FROZEN)
         if any(p.grad is not None for p in self.left_out):
             self.buckets[-1].say(Word.THAWED)
+        self.buckets[-1].say(Word.PRESENT)
         left_out = list(self.left_out)
         said = self._finish()
         if said[Word.GAVE_UP]:
             return said[Word.GAVE_UP]
         if said[Word.THAWED]:
             self._reduce_by_engine(left_out)
-        all_froze = len(said[Word.FROZEN]) == self.settings.process_set.size()
-        if self.planned and not said[Word.JOINED] and (said[Word.THAWED] or all_froze):
+        # A rank in join() would not hear of another plan.
+        everyone = self.settings.process_set.ranks
+        if self.planned and said[Word.PRESENT] == everyone and (said[Word.THAWED] or said[Word.FROZEN] == everyone):
             self._plan()
         return []
 
