@@ -267,8 +267,9 @@ void Communicator::work() {
         return;
       }
     } else if (!transfers_.empty() && !world_->transport->poll()) {
-      const Operation& oldest = transfers_.front().queued.operation;
+      const Operation oldest = transfers_.front().queued.operation;  // a copy: by looking around it may be done and gone
       look_around(oldest, [&oldest] { return std::vector<int>{oldest.root}; });
+      if (transfers_.empty()) continue;
       world_->transport->sleep(oldest.deadline, [this] {
         const std::lock_guard lock(mutex_);
         return disturbed() || !collectives_.empty();
