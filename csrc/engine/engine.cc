@@ -40,9 +40,16 @@ bool is_same(const Request& request, const InPlace& again) {
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   if (parent.world().is_group) throw InvalidArgument("an engine is of the whole job: expected its communicator, got a group's");
-  const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), [](Engine* engine) {
+  const auto destroy = [](Engine* engine) {
     if (!in_forked_child()) delete engine;  // a forked child has no thread that a destructor could join
-  });
+  };
+  std::shared_ptr<Engine> made;
+  try {
+    made.reset(new Engine(comm::split(parent, 0, 0)), destroy);
+  } catch (const PeerLost&) {  // perhaps of a rank that has left its split because of another's end, which only the job knows
+    parent.world().monitor->await_trouble("the start of the engine");
+    throw;
+  }
   made->comm_->before_leaving([engine = std::weak_ptr(made)] {
     if (const auto alive = engine.lock()) alive->close();
   });
