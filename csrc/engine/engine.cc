@@ -46,8 +46,8 @@ std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   std::shared_ptr<Engine> made;
   try {
     made.reset(new Engine(comm::split(parent, 0, 0)), destroy);
-  } catch (const PeerLost&) {  // perhaps of a rank that has left its split because of another's end, which only the job knows
-    parent.world().monitor->await_trouble("the start of the engine");
+  } catch (const PeerLost& lost) {  // perhaps of a rank that left because of another's end, which only the job knows
+    parent.world().monitor->await_trouble(lost.op);
     throw;
   }
   made->comm_->before_leaving([engine = std::weak_ptr(made)] {
