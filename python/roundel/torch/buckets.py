@@ -106,10 +106,8 @@ class Bucket:
         on_cpu = device.type == "cpu"
         self._flat = _allocate(count, dtype) if on_cpu else torch.zeros(count, dtype=dtype, device=device)
         self.views = [self._flat[o : o + p.numel()].view_as(p) for o, p in zip(offsets, self.params, strict=True)]
-        self._used, self._per_rank = (
-            self._flat[end:flags],
-            self._flat[flags:].view(len(Word), len(self._ranks) if is_last else 0),
-        )
+        self._used = self._flat[end:flags]
+        self._per_rank = self._flat[flags:].view(len(Word), len(self._ranks) if is_last else 0)
         wire = route.compression.wire_dtype(dtype)
         self._wire = self._flat if wire == dtype and on_cpu else _allocate(count, wire)
         self._handle = None
