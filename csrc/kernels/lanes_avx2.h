@@ -57,6 +57,7 @@ struct Math<Floats> {
   HOST_DEVICE static Floats splat(float x) { return _mm256_set1_ps(x); }
   HOST_DEVICE static Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   HOST_DEVICE static Floats root(Floats x) { return _mm256_sqrt_ps(x); }
+  HOST_DEVICE static Floats root_over(Floats x, float divisor) { return root_over_by_fusing(x, divisor); }
   HOST_DEVICE static Floats truncate(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 };
 

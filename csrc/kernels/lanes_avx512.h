@@ -56,6 +56,7 @@ struct Math<Floats> {
   HOST_DEVICE static Floats splat(float x) { return _mm512_set1_ps(x); }
   HOST_DEVICE static Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   HOST_DEVICE static Floats root(Floats x) { return _mm512_sqrt_ps(x); }
+  HOST_DEVICE static Floats root_over(Floats x, float divisor) { return root_over_by_fusing(x, divisor); }
   HOST_DEVICE static Floats truncate(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 };
 

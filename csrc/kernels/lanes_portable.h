@@ -30,6 +30,7 @@ struct Math<Floats> {
     for (int i = 0; i < kFloats; ++i) result[i] = ::sqrtf(x[i]);
     return result;
   }
+  HOST_DEVICE static Floats root_over(Floats x, float divisor) { return root(x) / divisor; }
   HOST_DEVICE static Floats truncate(Floats x) {
     typedef int32_t Integers __attribute__((vector_size(16)));
     return __builtin_convertvector(__builtin_convertvector(x, Integers), Floats);

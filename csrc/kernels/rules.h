@@ -87,7 +87,7 @@ struct Adam {
     s[0] = lerp(s[0], g, c.weight1);
     s[1] = Math<T>::fused(g * c.weight2, g, s[1] * c.beta2);
     if (o.amsgrad) s[2] = maximum(s[2], s[1]);
-    p = p + s[0] * c.rate / (Math<T>::root(o.amsgrad ? s[2] : s[1]) / c.correction + c.eps);
+    p = p + s[0] * c.rate / (Math<T>::root_over(o.amsgrad ? s[2] : s[1], c.correction) + c.eps);
   }
 };
 
@@ -190,7 +190,7 @@ struct Lamb {
   HOST_DEVICE static T measured(T p, T g, T* s, const Scalars<S>& c) {
     s[0] = lerp(s[0], g, c.weight1);
     s[1] = Math<T>::fused(g * c.weight2, g, s[1] * c.beta2);
-    return decayed(s[0] / c.bias1 / (Math<T>::root(s[1]) / c.bias2 + c.eps), p, c.decay);
+    return decayed(s[0] / c.bias1 / (Math<T>::root_over(s[1], c.bias2) + c.eps), p, c.decay);
   }
 
   HOST_DEVICE static void adapt(Scalars<double>& c, double weight, double direction) {

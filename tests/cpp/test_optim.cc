@@ -219,6 +219,49 @@ TEST(optim_same_bits_on_every_isa) {
         }
 }
 
+// Where Adam divides a root without dividing: from the least number to infinity, by all that a bias correction can be.
+TEST(optim_divides_roots_of_anything_alike_on_every_isa) {
+  constexpr size_t count = 4099;
+  std::vector<float> moments(count);
+  for (float& v : moments) {
+    const auto bits = static_cast<uint32_t>(uniform(0, 0x7f800000));
+    std::memcpy(&v, &bits, sizeof(v));
+  }
+  const float ends[] = {0, 1e-45f, 1.2e-38f, 1, 3.4e38f, INFINITY};
+  std::copy(std::begin(ends), std::end(ends), moments.begin());
+  for (const double beta2 : {0.0, 0.5, 0.999, 0.9999999, 1 - 1e-15, 1 - 1e-16, 1.0})
+    for (const double step : {1.0, 2.0, 1000.0, 1e7}) {
+      const double hyper[] = {0.01, 0.9, beta2, 0, 0};
+      const auto prepared = Adam::prepare(hyper, step, {});
+      double scalars[kMaxScalars] = {};
+      std::memcpy(scalars, &prepared, sizeof(prepared));
+      const auto run = [&](const Table& table) {
+        std::vector<float> weight(count, 0), gradient(count, 0), first(count, 1), second = moments;
+        Piece piece;
+        piece.streams[kWeight].data = weight.data();
+        piece.streams[kGradient].data = gradient.data();
+        piece.streams[kState].data = first.data();
+        piece.streams[kState + 1].data = second.data();
+        piece.count = count;
+        piece.scalars = scalars;
+        table.update(RuleId::Adam, {}, piece);
+        return weight;
+      };
+      const std::vector<float> expected = run(*table_for("portable"));
+      for (const Table* table : tables()) {
+        const std::vector<float> weight = run(*table);
+        for (size_t i = 0; i < count; ++i)
+          if (std::memcmp(&weight[i], &expected[i], sizeof(float)) != 0) {
+            test::fail(
+                __FILE__, __LINE__,
+                format("%s, beta2 %.17g, step %g: a moment of %g gives %.9g, not %.9g", table->isa, beta2, step,
+                       static_cast<double>(moments[i]), static_cast<double>(weight[i]), static_cast<double>(expected[i])));
+            break;
+          }
+      }
+    }
+}
+
 TEST(optim_sums_of_squares_have_one_order) {
   for (const DType dtype : {f32, f64, f16, b16})
     for (const size_t count : {0, 1, 7, 8, 16, 17, 31, 32, 33, 67, 5000}) {
