@@ -2,6 +2,10 @@
 // for some milliseconds after torch's last operation, and threads of our own would have to wait for their processors meanwhile.
 // Otherwise, and in a forked child, where OpenMP's threads are missing, there is a pool of our own.
 //
+// Every thread has a share of the items, side by side, and then helps the others from the ends of theirs: loops over memory go
+// on where they were, which the processor's prefetching wants, and what a thread had in its caches in the last call it has
+// again.
+//
 // The pool: a helper takes part in a call only if it comes while there are items left; the caller waits for those who take
 // part, and so never for a thread that is not scheduled. A forked child has no helpers: it makes itself a new pool, and leaks
 // the old one.
@@ -14,6 +18,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cfenv>
 #include <condition_variable>
@@ -26,24 +31,57 @@
 namespace roundel::kernels {
 namespace {
 
-struct Call {
-  const std::function<void(size_t)>& body;
-  size_t items;
-  std::fenv_t environment;
-  std::atomic<size_t> next{0};
+constexpr size_t kMaxShares = 64;
+
+// Items that nobody has taken yet.
+struct alignas(64) Share {
+  std::atomic<uint64_t> rest{0};  // the first one, and 2^32 times the one behind the last
+
+  bool take(bool from_front, size_t& item) {
+    uint64_t now = rest.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t begin = now & 0xffffffff, end = now >> 32;
+      if (begin >= end) return false;
+      if (!rest.compare_exchange_weak(now, from_front ? now + 1 : now - (uint64_t{1} << 32), std::memory_order_relaxed))
+        continue;
+      item = from_front ? begin : end - 1;
+      return true;
+    }
+  }
+};
+
+class Call {
+ public:
+  Call(const std::function<void(size_t)>& body, size_t items, size_t threads)
+      : body_(body), shares_(std::clamp<size_t>(threads, 1, kMaxShares)) {
+    for (size_t s = 0; s < shares_; ++s) share_[s].rest = (items * (s + 1) / shares_) << 32 | (items * s / shares_);
+    std::fegetenv(&environment_);
+  }
 
   void work() {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
+    const size_t own = std::this_thread::get_id() == caller_ ? 0 : helpers_.fetch_add(1, std::memory_order_relaxed);
+    for (size_t s = 0, item; s < shares_; ++s)
+      while (share_[(own + s) % shares_].take(s == 0, item)) body_(item);
   }
 
   // On a thread of somebody else's.
   void work_and_restore() {
     std::fenv_t before;
     std::fegetenv(&before);
-    std::fesetenv(&environment);
+    take_environment();
     work();
     std::fesetenv(&before);
   }
+
+  void take_environment() const { std::fesetenv(&environment_); }
+
+ private:
+  const std::function<void(size_t)>& body_;
+  const size_t shares_;
+  const std::thread::id caller_ = std::this_thread::get_id();
+  std::fenv_t environment_;
+  std::atomic<size_t> helpers_{1};
+  Share share_[kMaxShares];
 };
 
 std::atomic<bool> g_forked{false};
@@ -117,7 +155,7 @@ class Pool {
       ++active_;
       Call& call = *call_;
       lock.unlock();
-      std::fesetenv(&call.environment);
+      call.take_environment();
       call.work();
       lock.lock();
       if (--active_ == 0) finished_.notify_one();
@@ -158,8 +196,7 @@ int default_threads() {
 }
 
 void parallel_for(size_t items, int threads, const std::function<void(size_t)>& body) {
-  Call call{body, items, {}};
-  std::fegetenv(&call.environment);
+  Call call(body, items, static_cast<size_t>(std::max(threads, 1)));
   const bool alone = items <= 1 || threads <= 1;
   if (alone || !(run_by_openmp(call, threads) || pool().run(call, threads - 1))) call.work();
 }

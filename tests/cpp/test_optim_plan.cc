@@ -8,6 +8,7 @@
 #include <limits>
 #include <thread>
 
+#include "base/clock.h"
 #include "kernels/cuda.h"
 #include "kernels/pool.h"
 #include "kernels/random_rounding.h"
@@ -251,7 +252,7 @@ bool all_once(size_t items, int threads) {
 
 TEST(pool_takes_every_item_once) {
   for (const size_t items : {0, 1, 2, 3, 1000})
-    for (const int threads : {1, 2, 3, 7}) CHECK(all_once(items, threads));
+    for (const int threads : {1, 2, 3, 7, 100}) CHECK(all_once(items, threads));
   std::vector<std::thread> callers;  // at the same time
   std::atomic<int> good{0};
   for (int t = 0; t < 4; ++t)
@@ -260,6 +261,18 @@ TEST(pool_takes_every_item_once) {
     });
   for (std::thread& caller : callers) caller.join();
   CHECK_EQ(good.load(), 200);
+}
+
+TEST(pool_does_not_wait_for_a_slow_threads_share) {
+  std::atomic<int> done{0};
+  bool others_did_the_rest = false;
+  parallel_for(100, 2, [&](size_t i) {
+    const auto limit = Clock::now() + std::chrono::seconds(20);
+    while (i == 0 && done < 99 && Clock::now() < limit) std::this_thread::yield();
+    if (i == 0) others_did_the_rest = done == 99;
+    ++done;
+  });
+  CHECK(others_did_the_rest);
 }
 
 TEST(forked_child_makes_threads_of_its_own) {  // its parent's it has not
