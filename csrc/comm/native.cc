@@ -16,7 +16,7 @@ constexpr plan::LinkCost kMpiCost = {4e-6, 1 / 4e9, 0, 1e-6, 1 / 35e9};
 constexpr plan::LinkCost kMixedCost = {7e-6, 1 / 5e9, 1 / 1.8e9, 2e-6, 1 / 10e9};
 // A message takes MPI libraries some microseconds at either end, and what it holds they copy at once from one rank's memory to
 // the other's, or a fabric does. Larger pieces for fewer ranks: there is a tile for each of them.
-constexpr size_t kMpiPiecesOfAll = 8u << 20;
+constexpr size_t kMpiPiecesOfAll = 16u << 20;
 constexpr size_t kWorthReadingInPlace = 32u << 10;  // below, a copy takes less time than finding out what to read where
 constexpr int kDirectBarrier = 64;                  // ranks: above, as many messages take longer than a few rounds
 constexpr size_t kMaxChoices =
