@@ -2,7 +2,6 @@
 //
 // Chunks and batches depend on the tensors alone, never on the number of threads: so every sum has one order.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -17,8 +16,7 @@
 namespace roundel::kernels {
 namespace {
 
-// Elements of a chunk. Long ones cost least (a loop's start waits for memory), many of them share the work evenly.
-constexpr size_t kLeastChunk = 32768, kMostChunk = 131072, kWantedChunks = 64;
+constexpr size_t kChunk = 32768;     // elements: a MiB of Adam's streams; longer ones share the work less evenly
 constexpr size_t kCudaChunk = 8192;  // four packs of eight for each of a block's 256 threads
 
 constexpr const char* kStreamNames[kStreams] = {"params", "grads",  "states", "states",
@@ -127,8 +125,7 @@ void OptimizerPlan::refuse_shared_memory(const OptimizerTensors& tensors) const 
 }
 
 void OptimizerPlan::cut() {
-  const size_t wanted = std::clamp(std::bit_floor(count_ / kWantedChunks), kLeastChunk, kMostChunk);
-  const size_t most = device_ < 0 ? wanted : kCudaChunk;
+  const size_t most = device_ < 0 ? kChunk : kCudaChunk;
   batches_.push_back(0);
   size_t in_batch = 0;
   for (uint32_t r = 0; r < rows_.size(); ++r) {
@@ -138,7 +135,7 @@ void OptimizerPlan::cut() {
       const size_t length = std::min(most, row.count - begin);
       chunks_.push_back({r, static_cast<uint32_t>(length), begin});
       in_batch += length;
-      if (in_batch < wanted) continue;
+      if (in_batch < kChunk) continue;
       batches_.push_back(static_cast<uint32_t>(chunks_.size()));
       in_batch = 0;
     }
