@@ -93,6 +93,7 @@ class OptimizerPlan {
   void prepare(const OptimizerCall& call);
   void measure(double factor, int threads);
   double gradients_squared(int threads);
+  void prefetch(uint32_t c, int first, int last) const;
   Piece piece(const Chunk& chunk) const;
   template <class F>
   void for_chunks(int threads, F f);
