@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
 import importlib.util
 import itertools
@@ -228,19 +229,22 @@ def agree(peers: dict[str, Peer], where: str) -> None:
                 raise SystemExit(f"bench: {where}: {name} and roundel differ by {(p.float() - q.float()).abs().max():.1e}")
 
 
-def seconds_by_peer(peers: dict[str, Step], repetitions: int) -> dict[str, list[float]]:
-    """Times of a step: batches in turn, each after an untimed step, as long as they must be to last BATCH_SECONDS."""
+def seconds_by_peer(peers: dict[str, Step], repetitions: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Times of a step: batches in turn, each after an untimed step, as long as they must be to last BATCH_SECONDS. And round
+    trips between two threads, one before each turn: a virtual machine may move."""
     calls = {name: max(1, math.ceil(BATCH_SECONDS / batch(step, 1))) for name, step in peers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in peers}
+    round_trips = []
     gc.collect()
     gc.disable()
     try:
         for _ in range(repetitions):
+            round_trips.append(round_trip())
             for name, step in peers.items():
                 seconds[name].append(batch(step, calls[name]))
     finally:
         gc.enable()
-    return seconds
+    return seconds, round_trips
 
 
 def batch(step: Step, calls: int) -> float:
@@ -261,17 +265,30 @@ ROOFS = {
 }
 
 
-def roof(workload: str, count: int) -> Step:
-    """A pass of roof.c over arrays of `count`, on as many threads as torch has then. Needs a C compiler."""
+@functools.cache
+def roof_library() -> ctypes.CDLL:
+    """roof.c, built. Needs a C compiler."""
     directory = tempfile.mkdtemp()
     library = Path(directory) / "roof.so"
     compiler = shlex.split(os.environ.get("CC", "cc"))
     flags = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
     try:
         subprocess.run([*compiler, *flags, "-o", library, Path(__file__).with_name("roof.c")], check=True)
-        run = getattr(ctypes.CDLL(str(library)), workload)
+        loaded = ctypes.CDLL(str(library))
     finally:
         shutil.rmtree(directory)
+    loaded.round_trip.restype = ctypes.c_double
+    return loaded
+
+
+def round_trip() -> float:
+    """Seconds that a cache line takes from one thread to another and back; nan where there is one processor for both."""
+    return roof_library().round_trip() if len(os.sched_getaffinity(0)) > 1 else math.nan
+
+
+def roof(workload: str, count: int) -> Step:
+    """A pass of roof.c over arrays of `count`, on as many threads as torch has then."""
+    run = getattr(roof_library(), workload)
     arrays = [torch.ones(count, dtype=dtype) for dtype in ROOFS[workload]]
     run.argtypes = [*[ctypes.c_void_p] * len(arrays), ctypes.c_size_t, ctypes.c_int]
 
@@ -281,7 +298,9 @@ def roof(workload: str, count: int) -> Step:
     return step
 
 
-def rows_of(workload: str, layout: str, threads: int, shapes: list, seconds: dict[str, list[float]]) -> list[dict]:
+def rows_of(
+    workload: str, layout: str, threads: int, shapes: list, seconds: dict[str, list[float]], round_trips: list[float]
+) -> list[dict]:
     count = sum(torch.Size(shape).numel() for shape in shapes)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = []
@@ -299,6 +318,7 @@ def rows_of(workload: str, layout: str, threads: int, shapes: list, seconds: dic
             "p90_us": ordered[len(ordered) * 9 // 10] * 1e6,
             "ratio": medians[name] / medians["roundel"],
             "repetitions": len(values),
+            "round_trip_ns": None if math.isnan(round_trips[0]) else statistics.median(round_trips) * 1e9,
         })  # fmt: skip
     return rows
 
@@ -315,7 +335,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
                 steps[ROOF] = roof(workload, options.count)
             for threads in options.threads:
                 torch.set_num_threads(threads)
-                found = rows_of(workload, layout, threads, shapes, seconds_by_peer(steps, options.repetitions))
+                seconds, round_trips = seconds_by_peer(steps, options.repetitions)
+                found = rows_of(workload, layout, threads, shapes, seconds, round_trips)
                 rows += found
                 print(table(found), flush=True)
     return rows
@@ -328,7 +349,8 @@ def table(rows: list[dict]) -> str:
     """The rows of one workload, layout and number of threads."""
     first = rows[0]
     title = f"{WORKLOADS[first['workload']][0]}, {TITLES[first['layout']]}, {first['count']:,} parameters, "
-    lines = [title + f"{first['threads']} thread(s), median of {first['repetitions']}"]
+    apart = f"{first['round_trip_ns']:.0f} ns apart, " if first["round_trip_ns"] is not None else ""
+    lines = [title + f"{first['threads']} thread(s), {apart}median of {first['repetitions']}"]
     for row in rows:
         spread = f"{row['p10_us']:11.1f}{row['p90_us']:11.1f}"
         lines.append(f"  {row['peer'] or 'roundel':20}{row['time_us']:11.1f} us{spread}{row['ratio']:9.2f} x")
