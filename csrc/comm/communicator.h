@@ -17,6 +17,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/error.h"
 #include "base/recorder.h"
 #include "comm/operation.h"
 #include "transport/open.h"
@@ -39,7 +40,7 @@ class Request {
   std::condition_variable completed_;
 };
 
-class Communicator {
+class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
   // Shared memory for ranks of one host, plans over the transport otherwise (or when ROUNDEL_ALGORITHM forces one).
   static std::shared_ptr<Communicator> open(std::shared_ptr<transport::World> world);
@@ -129,8 +130,10 @@ class Communicator {
   void post(Transfer& transfer);
   void take_transfers();
   void reap_transfers();
-  std::exception_ptr in_terms_of_job(std::exception_ptr error) const;
-  std::exception_ptr fail(std::exception_ptr error, const Operation* during);
+  PeerLost in_terms_of_job(const PeerLost& loss) const;
+  void raise_trouble(const std::string& during, bool last);
+  std::exception_ptr last_word(const PeerLost& loss, const std::string& during);
+  std::exception_ptr fail(std::exception_ptr error, const Operation* operation, const std::string& during = "an operation");
   void end_pending(const std::exception_ptr& error);
   void say_goodbye();
   void await_goodbyes(Deadline deadline);
@@ -152,6 +155,7 @@ class Communicator {
   bool said_goodbye_ = false;                          // guarded by close_mutex_
   std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
   std::function<void()> before_leaving_;               // as well
+  std::weak_ptr<Communicator> job_;                    // that a group is of; set by adopt()
   double default_timeout_, stall_seconds_;
   uint64_t next_sequence_ = 1;
 
