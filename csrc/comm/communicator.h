@@ -51,9 +51,11 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   // All or none: nothing is started when one of them is refused.
   std::vector<std::shared_ptr<Request>> start(std::vector<Operation> operations);
 
-  // For split(): the next group's token, and who leaves before this communicator does.
+  // For split(): the next group's token, and who leaves before this communicator does; between its operations, while it needs
+  // all ranks, throws what should end that.
   transport::Token token_of_group(int color) { return transport::token_of_group(world_->group_key, world_->splits++, color); }
   void adopt(const std::shared_ptr<Communicator>& child);
+  void attend_all(const std::string& during);
 
   // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which
   // after a failure keeps it until the communicator goes: a peer that comes late may still write there. release() takes private
@@ -74,7 +76,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void wake() { world_->bell().ring(); }
   // check_interrupt(), as from inside an operation: a signal handler may end this communicator, but not call or destroy it.
   void check_interrupt_inside() const;
-  // Throws what should end a wait, such as `during`; of split(), too.
+  // Throws what should end a wait, such as `during`.
   void attend(const std::string& during) const;
   // Ends the communicator with an error, and returns it in its final words.
   std::exception_ptr end(std::exception_ptr error, const std::string& during);

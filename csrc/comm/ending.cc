@@ -2,6 +2,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -85,6 +86,19 @@ void Communicator::before_leaving(std::function<void()> hook) {
 void Communicator::attend(const std::string& during) const {
   if (closing_) throw Error(format("rank %d: roundel was shut down", world_->rank));
   if (world_->monitor->troubled()) world_->monitor->raise_trouble(during);
+}
+
+// Outside of operations nothing keeps another thread from leaving.
+void Communicator::attend_all(const std::string& during) try {
+  const std::unique_lock staying(close_mutex_, std::try_to_lock);
+  if (closing_) throw Error(format("rank %d: roundel was shut down", world_->rank));
+  if (!staying) return;  // for now
+  world_->monitor->raise_trouble(during);
+  std::vector<int> all(static_cast<size_t>(world_->size));
+  std::iota(all.begin(), all.end(), 0);
+  world_->monitor->raise_if_left(all, during);
+} catch (const PeerLost& loss) {
+  std::rethrow_exception(last_word(loss, during));
 }
 
 std::exception_ptr Communicator::end(std::exception_ptr error, const std::string& during) {

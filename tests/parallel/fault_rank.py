@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -101,9 +102,15 @@ class Mixed:
 def groups(comm, members: str, depth: str, call: str, victim: str) -> None:
     """The leaver waits for the victim in the job; all others for the leaver in a group, without any operation of the job.
 
-    members: "inside" if the victim is in the group; depth: of the splits that make it; call: what is called there.
+    members: "inside" if the victim is in the group; depth: of the splits that make it; call: what is called there. For a call
+    of "split" the leaver calls it too, and leaves by another thread.
     """
     victim, leaver = int(victim), 1
+
+    def leave() -> None:
+        with contextlib.suppress(roundel.PeerLostError):
+            comm.recv(np.empty(1), victim)
+        roundel.shutdown()
 
     group = comm.split(0 if members == "inside" or comm.rank != victim else None, key=-comm.rank)
     for _ in range(int(depth) - 1):
@@ -112,7 +119,11 @@ def groups(comm, members: str, depth: str, call: str, victim: str) -> None:
     tell(running=True)
     if comm.rank == victim:
         time.sleep(1000)
-    if comm.rank == leaver:
+    if call == "split":
+        if comm.rank == leaver:
+            threading.Thread(target=leave).start()
+        group.split(0)
+    elif comm.rank == leaver:
         comm.recv(np.empty(1), victim)
     elif call == "recv":
         group.recv(np.empty(1), group.members.index(leaver))
