@@ -330,12 +330,7 @@ void Communicator::look_around(const Operation& operation, const Needed& needed)
     std::vector<int> gone = needed();
     for (const Transfer& transfer : transfers_) gone.push_back(transfer.queued.operation.root);
     std::erase_if(gone, [this](int rank) { return !world_->transport->exhausted(rank); });
-    try {
-      world_->monitor->raise_if_left(gone, operation.describe());
-    } catch (const PeerLost&) {
-      world_->monitor->await_trouble(operation.describe());
-      throw;
-    }
+    world_->monitor->raise_if_left(gone, operation.describe());
   }
   if (interrupted_) throw Error(format("rank %d: interrupted during %s", world_->rank, operation.describe().c_str()));
   if (Clock::now() - last_check_ > kCheckPeriod) {

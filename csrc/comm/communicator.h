@@ -17,6 +17,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/error.h"
 #include "base/recorder.h"
 #include "comm/operation.h"
 #include "transport/open.h"
@@ -39,7 +40,7 @@ class Request {
   std::condition_variable completed_;
 };
 
-class Communicator {
+class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
   // Shared memory for ranks of one host, plans over the transport otherwise (or when ROUNDEL_ALGORITHM forces one).
   static std::shared_ptr<Communicator> open(std::shared_ptr<transport::World> world);
@@ -50,9 +51,11 @@ class Communicator {
   // All or none: nothing is started when one of them is refused.
   std::vector<std::shared_ptr<Request>> start(std::vector<Operation> operations);
 
-  // For split(): the next group's token, and who leaves before this communicator does.
+  // For split(): the next group's token, and who leaves before this communicator does; between its operations, while it needs
+  // all ranks, throws what should end that.
   transport::Token token_of_group(int color) { return transport::token_of_group(world_->group_key, world_->splits++, color); }
   void adopt(const std::shared_ptr<Communicator>& child);
+  void attend_all(const std::string& during);
 
   // Memory that peers of this host can reach, where there is any: collectives on it need no staging. Freed by release(), which
   // after a failure keeps it until the communicator goes: a peer that comes late may still write there. release() takes private
@@ -73,7 +76,7 @@ class Communicator {
   void wake() { world_->bell().ring(); }
   // check_interrupt(), as from inside an operation: a signal handler may end this communicator, but not call or destroy it.
   void check_interrupt_inside() const;
-  // Throws what should end a wait, such as `during`; of split(), too.
+  // Throws what should end a wait, such as `during`.
   void attend(const std::string& during) const;
   // Ends the communicator with an error, and returns it in its final words.
   std::exception_ptr end(std::exception_ptr error, const std::string& during);
@@ -129,8 +132,10 @@ class Communicator {
   void post(Transfer& transfer);
   void take_transfers();
   void reap_transfers();
-  std::exception_ptr in_terms_of_job(std::exception_ptr error) const;
-  std::exception_ptr fail(std::exception_ptr error, const Operation* during);
+  PeerLost in_terms_of_job(const PeerLost& loss) const;
+  void raise_trouble(const std::string& during, bool last);
+  std::exception_ptr last_word(const PeerLost& loss, const std::string& during);
+  std::exception_ptr fail(std::exception_ptr error, const Operation* operation, const std::string& during = "an operation");
   void end_pending(const std::exception_ptr& error);
   void say_goodbye();
   void await_goodbyes(Deadline deadline);
@@ -152,6 +157,7 @@ class Communicator {
   bool said_goodbye_ = false;                          // guarded by close_mutex_
   std::vector<std::weak_ptr<Communicator>> children_;  // guarded by mutex_
   std::function<void()> before_leaving_;               // as well
+  std::weak_ptr<Communicator> job_;                    // that a group is of; set by adopt()
   double default_timeout_, stall_seconds_;
   uint64_t next_sequence_ = 1;
 

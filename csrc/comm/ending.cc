@@ -1,5 +1,8 @@
 // How a communicator ends: closed, left in order, or by a failure, which then is everybody's.
+#include <poll.h>
+
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -72,6 +75,7 @@ void Communicator::adopt(const std::shared_ptr<Communicator>& child) {
   const std::lock_guard lock(mutex_);
   std::erase_if(children_, [](const auto& each) { return each.expired(); });
   children_.push_back(child);
+  child->job_ = world_->is_group ? job_ : weak_from_this();
 }
 
 void Communicator::before_leaving(std::function<void()> hook) {
@@ -84,62 +88,84 @@ void Communicator::attend(const std::string& during) const {
   if (world_->monitor->troubled()) world_->monitor->raise_trouble(during);
 }
 
-std::exception_ptr Communicator::end(std::exception_ptr error, const std::string& during) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const PeerLost&) {
-    try {
-      world_->monitor->await_trouble(during);
-    } catch (const Error&) {
-      error = std::current_exception();
-    }
-  } catch (...) {  // says all there is to say
-  }
-  return fail(std::move(error), nullptr);
+// Outside of operations nothing keeps another thread from leaving.
+void Communicator::attend_all(const std::string& during) try {
+  const std::unique_lock staying(close_mutex_, std::try_to_lock);
+  if (closing_) throw Error(format("rank %d: roundel was shut down", world_->rank));
+  if (!staying) return;  // for now
+  world_->monitor->raise_trouble(during);
+  std::vector<int> all(static_cast<size_t>(world_->size));
+  std::iota(all.begin(), all.end(), 0);
+  world_->monitor->raise_if_left(all, during);
+} catch (const PeerLost& loss) {
+  std::rethrow_exception(last_word(loss, during));
 }
 
-// A group's errors say which ranks of the job its ranks are.
-std::exception_ptr Communicator::in_terms_of_job(std::exception_ptr error) const {
+std::exception_ptr Communicator::end(std::exception_ptr error, const std::string& during) {
+  return fail(std::move(error), nullptr, during);
+}
+
+PeerLost Communicator::in_terms_of_job(const PeerLost& loss) const {
+  std::vector<int> ranks;
+  for (const int r : loss.ranks) ranks.push_back(world_->members[static_cast<size_t>(r)]);
+  std::sort(ranks.begin(), ranks.end());
+  return {loss.what(), ranks, loss.epoch, loss.op};
+}
+
+// Throws what has befallen this communicator, in ranks of the job; a loss in a group only as the `last` word.
+void Communicator::raise_trouble(const std::string& during, bool last) {
+  const std::unique_lock staying(close_mutex_, std::try_to_lock);  // whoever leaves takes the monitor away
+  if (!staying || world_->monitor == nullptr) return;
   try {
-    std::rethrow_exception(error);
+    world_->monitor->raise_trouble(during);
+  } catch (const PeerLost& loss) {
+    if (last || !world_->is_group) throw in_terms_of_job(loss);
+  }
+}
+
+// Whoever hears of a loss leaves, and is missed in turn by those who have not heard of it yet: so there is a moment for the
+// reports that are still on their way. What the job says stands. A group's own word of a loss is the last only where the job
+// has none: the dead rank need not have been in the group, nor the group's rank 0 have stayed to pass its report on.
+std::exception_ptr Communicator::last_word(const PeerLost& loss, const std::string& during) {
+  const Deadline deadline = Deadline::after(transport::Monitor::kVerdictSeconds);
+  try {
+    for (bool last = false; !last; ::poll(nullptr, 0, 1)) {
+      last = closing_ || deadline.passed();
+      if (const auto job = job_.lock()) job->raise_trouble(during, last);
+      raise_trouble(during, last);
+    }
+    const std::string how = format("[%s] rank %d: %s during %s", name(), world_->rank, loss.what(), during.c_str());
+    throw in_terms_of_job({loss.op.empty() ? how : loss.what(), loss.ranks, loss.epoch, during});
   } catch (const PeerLost& e) {
-    std::vector<int> ranks;
-    for (const int r : e.ranks) ranks.push_back(world_->members[static_cast<size_t>(r)]);
-    std::sort(ranks.begin(), ranks.end());
-    const std::string text = format("%s (in a group of the job's ranks %s; lost: rank %s of the job)", e.what(),
-                                    join_ranks(world_->members).c_str(), join_ranks(ranks).c_str());
-    return std::make_exception_ptr(PeerLost(text, ranks, e.epoch, e.op));
-  } catch (...) {
-    return error;
+    if (!world_->is_group) return std::current_exception();
+    std::vector<int> left;
+    std::ranges::set_difference(in_terms_of_job(loss).ranks, e.ranks, std::back_inserter(left));
+    const std::string text = format(
+        "%s (in a group of the job's ranks %s%s; lost: rank %s of the job)", e.what(), join_ranks(world_->members).c_str(),
+        left.empty() ? "" : format(", which rank %s has left", join_ranks(left).c_str()).c_str(), join_ranks(e.ranks).c_str());
+    return std::make_exception_ptr(PeerLost(text, e.ranks, e.epoch, e.op));
+  } catch (const Error&) {
+    return std::current_exception();
   }
 }
 
 // Ends everything with this error, after giving it the operation's name where it has none. Called by whoever holds executing_.
-std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation* during) {
+std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation* operation, const std::string& during) {
+  const std::string op = operation != nullptr ? operation->describe() : during;
   std::exception_ptr shared;
   try {
     std::rethrow_exception(error);
   } catch (const PeerLost& e) {
-    if (e.op.empty() && during != nullptr) {
-      try {
-        world_->monitor->await_trouble(during->describe());
-        error = std::make_exception_ptr(
-            PeerLost(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), during->describe().c_str()), e.ranks,
-                     e.epoch, during->describe()));
-      } catch (const Error&) {
-        error = std::current_exception();
-      }
-    }
+    error = last_word(e, e.op.empty() ? op : e.op);
     if (!closing_) world_->monitor->report(e, e.ranks);
   } catch (const Diverged& e) {
     try {
-      world_->monitor->await_trouble(during != nullptr ? during->describe() : "an operation");
+      world_->monitor->await_trouble(op);
     } catch (const Error&) {
       error = std::current_exception();
     }
     if (!closing_) world_->monitor->report(e, {});
   } catch (const CorruptFrame& e) {
-    const std::string op = during != nullptr ? during->describe() : "an operation";
     error =
         std::make_exception_ptr(CorruptFrame(format("[%s] rank %d: %s during %s", name(), world_->rank, e.what(), op.c_str())));
     if (!closing_) world_->monitor->report(e, {});
@@ -150,9 +176,8 @@ std::exception_ptr Communicator::fail(std::exception_ptr error, const Operation*
     if (!closing_) world_->monitor->report(told, {});
     shared = std::make_exception_ptr(told);
   }
-  if (world_->is_group) error = in_terms_of_job(error);
   if (shared == nullptr) shared = error;
-  record_failure(during, shared);
+  record_failure(operation, shared);
   if (!closing_) failed_ = true;
   {
     const std::lock_guard lock(mutex_);

@@ -72,7 +72,6 @@ void ShmCommunicator::fetch(const Operation& o, int peer, int64_t place, void* t
       continue;
     }
     const int rank = memory_.ranks()[static_cast<size_t>(peer)];
-    world_->monitor->await_trouble(o.describe());
     throw PeerLost(format("the memory of rank %d cannot be read any more", rank), {rank}, world_->epoch);
   }
 }

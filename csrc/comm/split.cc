@@ -67,7 +67,8 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   struct Meeting {
     char address[64] = {};
     char error[192] = {};
-  } mine;
+    bool lost = false;  // it is that a rank has left the parent, or is lost there
+  } mine, outcome;
   transport::Job job;
   job.rank = static_cast<int>(std::find(members.begin(), members.end(), world.rank) - members.begin());
   job.size = static_cast<int>(members.size());
@@ -76,12 +77,13 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   job.token = parent.token_of_group(color);
   // Whoever has met the others waits for the outcome no longer than ROUNDEL_TIMEOUT: by then it must be known everywhere.
   job.start_timeout = std::min(start_timeout, kStartShare * operation_timeout);
-  // Who waits for a member that the parent has lost must not wait for the deadline. The parent says better who is lost, in the
-  // end: in the group's numbers nobody is.
-  job.look = [&parent] {
+  // Who waits for a member that has left the parent, or is lost there, must not wait for the deadline. The parent says better
+  // who is lost, in the end: in the group's numbers nobody is.
+  job.look = [&parent, &outcome] {
     try {
-      parent.attend("split");
+      parent.attend_all("split");
     } catch (const Error& error) {
+      outcome.lost = error.kind() == ErrorKind::PeerLost;
       throw Error(error.what());
     }
   };
@@ -99,7 +101,6 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
 
   std::shared_ptr<Communicator> made;
   std::exception_ptr own;
-  Meeting outcome;
   if (color >= 0) {
     const Meeting& meeting = meetings[static_cast<size_t>(members[0])];
     job.rendezvous = meeting.address;
@@ -122,10 +123,13 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
     throw;
   }
   if (own) std::rethrow_exception(own);
-  for (int r = 0; r < world.size; ++r)
-    if (outcomes[static_cast<size_t>(r)].error[0] != '\0')
-      throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof outcome.error - 1),
-                         outcomes[static_cast<size_t>(r)].error));
+  for (int r = 0; r < world.size; ++r) {
+    const Meeting& theirs = outcomes[static_cast<size_t>(r)];
+    if (theirs.lost) parent.attend_all("split");
+    if (theirs.error[0] != '\0')
+      throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof theirs.error - 1),
+                         theirs.error));
+  }
   if (made != nullptr) parent.adopt(made);
   return made;
 }

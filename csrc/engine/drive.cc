@@ -303,17 +303,12 @@ void Engine::end() {
 
 void Engine::fail(std::exception_ptr error) {
   if (closing_) return end_pending(std::make_exception_ptr(Error(format("rank %d: roundel was shut down", rank_))));
-  try {  // what ended a process set may follow from what has befallen the job, which says more
-    if (executors_.size() > 1) comm_->world().monitor->await_trouble(kWait);
-  } catch (const Error&) {
-    error = std::current_exception();
-  }
   error = comm_->end(std::move(error), kWait);
   end_sets(error);
   end_pending(error);
 }
 
-// Members may wait there for this rank, and watch nobody else. Their ranks count otherwise than the job's: they get the text.
+// Members may wait there for this rank, and watch nobody else: it is lost to them, for a reason that the whole engine hears.
 void Engine::end_sets(const std::exception_ptr& error) {
   std::string text = "an unknown exception";
   try {
@@ -322,8 +317,11 @@ void Engine::end_sets(const std::exception_ptr& error) {
     text = e.what();
   } catch (...) {
   }
-  for (auto& [set, executor] : executors_)
-    if (set != 0) executor.comm().end(std::make_exception_ptr(Error(text)), kWait);
+  for (auto& [set, executor] : executors_) {
+    if (set == 0) continue;
+    const transport::World& world = executor.comm().world();
+    world.monitor->report(PeerLost(text, {world.rank}, world.epoch, kWait), {world.rank});
+  }
 }
 
 void Engine::end_pending(const std::exception_ptr& error) {

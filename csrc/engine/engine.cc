@@ -43,13 +43,7 @@ std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   const auto destroy = [](Engine* engine) {
     if (!in_forked_child()) delete engine;  // a forked child has no thread that a destructor could join
   };
-  std::shared_ptr<Engine> made;
-  try {
-    made.reset(new Engine(comm::split(parent, 0, 0)), destroy);
-  } catch (const PeerLost& lost) {  // perhaps of a rank that left because of another's end, which only the job knows
-    parent.world().monitor->await_trouble(lost.op);
-    throw;
-  }
+  const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), destroy);
   made->comm_->before_leaving([engine = std::weak_ptr(made)] {
     if (const auto alive = engine.lock()) alive->close();
   });

@@ -22,13 +22,12 @@ namespace roundel::transport {
 namespace {
 
 constexpr char kGoodbye = 'L';
-constexpr double kVerdictSeconds = 0.3;  // a report by way of rank 0 takes milliseconds
-constexpr double kSendSeconds = 1;       // for all peers together: who does not drain 512 bytes is as good as gone
-constexpr double kHangUpSeconds = 0.1;   // for the last words to arrive
-constexpr double kAnswerSeconds = 3;     // after which an answer is no news
-constexpr double kCauseSeconds = 0.02;   // between a connection's end and the word of how its process ended
-constexpr double kBeats = 8;             // per dead_seconds: that many must go missing
-constexpr double kNearlyDead = 0.75;     // of dead_seconds: whoever is as silent when another one is excluded shares its fate
+constexpr double kSendSeconds = 1;      // for all peers together: who does not drain 512 bytes is as good as gone
+constexpr double kHangUpSeconds = 0.1;  // for the last words to arrive
+constexpr double kAnswerSeconds = 3;    // after which an answer is no news
+constexpr double kCauseSeconds = 0.02;  // between a connection's end and the word of how its process ended
+constexpr double kBeats = 8;            // per dead_seconds: that many must go missing
+constexpr double kNearlyDead = 0.75;    // of dead_seconds: whoever is as silent when another one is excluded shares its fate
 
 Clock::duration seconds(double n) { return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(n)); }
 
@@ -465,7 +464,6 @@ void Monitor::raise_if_left(const std::vector<int>& needed, const std::string& d
       if (left_[static_cast<size_t>(rank)]) gone.push_back(rank);
   }
   if (gone.empty()) return;
-  await_trouble(during);  // perhaps they left because of it
   throw PeerLost(format("rank %d: rank %s left the job (shutdown) while %s still needed it", identity_.rank,
                         join_ranks(gone).c_str(), during.c_str()),
                  gone, identity_.epoch, during);

@@ -65,6 +65,8 @@ static_assert(sizeof(ControlMessage) == 512);
 
 class Monitor {
  public:
+  static constexpr double kVerdictSeconds = 0.3;  // for a report on its way: by way of rank 0 it takes milliseconds
+
   // `controls`: on rank 0 a connection to every other rank, elsewhere one to rank 0. `wake` is called from the monitor's thread
   // after every change.
   Monitor(const Identity& identity, std::map<int, ControlLink> controls, std::function<void()> wake, MonitorTimes times = {});

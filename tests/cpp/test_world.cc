@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include "comm/split.h"
 #include "ranks.h"
 
 using namespace roundel;
@@ -181,6 +182,30 @@ TEST(ranks_as_threads_are_told_of_a_rank_that_vanishes) {
       ++told;
     });
     CHECK_EQ(told.load(), 3);
+  }
+}
+
+// Rank 1 tells the job that it has lost rank 2, and leaves; rank 0 only sees it leave their group.
+TEST(ranks_as_threads_of_a_group_name_whom_the_job_has_lost) {
+  for (const Wires wires : kWires) {
+    std::atomic<int> told{0};
+    run_ranks(3, wires, [&](Communicator& comm) {
+      const int rank = comm.world().rank;
+      const auto group = comm::split(comm, rank < 2 ? 0 : -1, 0);
+      const auto inner = group == nullptr ? nullptr : comm::split(*group, 0, 0);
+      if (rank == 1) {
+        comm.end(std::make_exception_ptr(PeerLost("a test has lost rank 2", {2}, 1)), "a test");
+        return comm.leave(0);
+      }
+      try {
+        (rank == 0 ? *inner : comm).run(barrier(10));
+        EXPECT(!"ended without an error");
+      } catch (const PeerLost& lost) {
+        EXPECT(lost.ranks == std::vector<int>{2});
+        ++told;
+      }
+    });
+    CHECK_EQ(told.load(), 2);
   }
 }
 

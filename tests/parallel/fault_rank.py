@@ -3,8 +3,8 @@
     fault_rank.py <program> [seed]
 
 Programs: `mixed` (until an error), `some` (a few rounds, then it leaves), `late` (the last rank stays away), `idle` (waits for
-orders on stdin, so that it is in no operation when something happens). COMES_LATE_SECONDS and COMES_ON_ORDER in a rank's
-environment delay its init().
+orders on stdin, so that it is in no operation when something happens), `groups` (of which one rank has to leave because of
+another's end). COMES_LATE_SECONDS and COMES_ON_ORDER in a rank's environment delay its init().
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -98,9 +99,43 @@ class Mixed:
             self.transfer(n)
 
 
+def groups(comm, members: str, depth: str, call: str, victim: str) -> None:
+    """The leaver waits for the victim in the job; all others for the leaver in a group, without any operation of the job.
+
+    members: "inside" if the victim is in the group; depth: of the splits that make it; call: what is called there. For a call
+    of "split" the leaver calls it too, and leaves by another thread.
+    """
+    victim, leaver = int(victim), 1
+
+    def leave() -> None:
+        with contextlib.suppress(roundel.PeerLostError):
+            comm.recv(np.empty(1), victim)
+        roundel.shutdown()
+
+    group = comm.split(0 if members == "inside" or comm.rank != victim else None, key=-comm.rank)
+    for _ in range(int(depth) - 1):
+        group = group and group.split(0)  # the group between is dropped
+    comm.barrier()
+    tell(running=True)
+    if comm.rank == victim:
+        time.sleep(1000)
+    if call == "split":
+        if comm.rank == leaver:
+            threading.Thread(target=leave).start()
+        group.split(0)
+    elif comm.rank == leaver:
+        comm.recv(np.empty(1), victim)
+    elif call == "recv":
+        group.recv(np.empty(1), group.members.index(leaver))
+    else:
+        handles = [group.allreduce_async(np.ones(n)) for n in (10, 100_000)]
+        for handle in reversed(handles):
+            handle.wait()
+
+
 def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    program, seed = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    program, seed = sys.argv[1], int(sys.argv[2]) if sys.argv[2:3] and sys.argv[2].isdigit() else 0
     if not os.environ.get("ROUNDEL_FAILPOINT", "").split("=")[-1].startswith("segv"):
         faulthandler.enable()
     time.sleep(float(os.environ.get("COMES_LATE_SECONDS", "0")))
@@ -124,6 +159,8 @@ def main() -> None:
         elif program == "some":
             tell(running=True)
             mixed.rounds()
+        elif program == "groups":
+            groups(comm, *sys.argv[2:])
         elif program == "idle":
             comm.barrier()
             tell(running=True)
