@@ -40,6 +40,7 @@ from bench.report import SCHEMA, machine
 COUNT = 10_000_000
 STEPS_TO_AGREE = 3
 BATCH_SECONDS = 2e-3
+AWAITED_SECONDS = 300
 SCALE, MAX_NORM = 2.0**10, 1.0
 ROOF = "memory roof"
 Step = Callable[[], object]
@@ -229,19 +230,27 @@ def agree(peers: dict[str, Peer], where: str) -> None:
                 raise SystemExit(f"bench: {where}: {name} and roundel differ by {(p.float() - q.float()).abs().max():.1e}")
 
 
-def seconds_by_peer(peers: dict[str, Step], repetitions: int) -> tuple[dict[str, list[float]], list[float]]:
+def seconds_by_peer(
+    peers: dict[str, Step], repetitions: int, apart: tuple[float, float] = (0, math.inf)
+) -> tuple[dict[str, list[float]], list[float]]:
     """Times of a step: batches in turn, each after an untimed step, as long as they must be to last BATCH_SECONDS. And round
-    trips between two threads, one before each turn: a virtual machine may move."""
+    trips between two threads, one before each turn: a virtual machine may move. Turns that do not begin and end with a round
+    trip of `apart` nanoseconds do not count."""
     calls = {name: max(1, math.ceil(BATCH_SECONDS / batch(step, 1))) for name, step in peers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     round_trips = []
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repetitions):
-            round_trips.append(round_trip())
-            for name, step in peers.items():
-                seconds[name].append(batch(step, calls[name]))
+        before = await_distance(apart)
+        while len(round_trips) < repetitions:
+            turn = {name: batch(step, calls[name]) for name, step in peers.items()}
+            after = round_trip()
+            if fits(after, apart):
+                round_trips.append(before)
+                for name, value in turn.items():
+                    seconds[name].append(value)
+            before = after if fits(after, apart) else await_distance(apart)
     finally:
         gc.enable()
     return seconds, round_trips
@@ -284,6 +293,20 @@ def roof_library() -> ctypes.CDLL:
 def round_trip() -> float:
     """Seconds that a cache line takes from one thread to another and back; nan where there is one processor for both."""
     return roof_library().round_trip() if len(os.sched_getaffinity(0)) > 1 else math.nan
+
+
+def fits(seconds: float, apart: tuple[float, float]) -> bool:
+    return not (seconds * 1e9 < apart[0] or seconds * 1e9 > apart[1])
+
+
+def await_distance(apart: tuple[float, float]) -> float:
+    """The round trip, once it is as long as wanted. Raises SystemExit when it is not for AWAITED_SECONDS."""
+    end = time.monotonic() + AWAITED_SECONDS
+    while not fits(seconds := round_trip(), apart):
+        if time.monotonic() > end:
+            raise SystemExit(f"bench: threads were {seconds * 1e9:.0f} ns apart for {AWAITED_SECONDS} s, never {apart}")
+        time.sleep(0.1)
+    return seconds
 
 
 def roof(workload: str, count: int) -> Step:
@@ -335,7 +358,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
                 steps[ROOF] = roof(workload, options.count)
             for threads in options.threads:
                 torch.set_num_threads(threads)
-                seconds, round_trips = seconds_by_peer(steps, options.repetitions)
+                seconds, round_trips = seconds_by_peer(steps, options.repetitions, options.apart)
                 found = rows_of(workload, layout, threads, shapes, seconds, round_trips)
                 rows += found
                 print(table(found), flush=True)
@@ -410,6 +433,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
         return convert
 
+    def distances(text: str) -> tuple[float, float]:
+        low, dash, high = text.partition("-")
+        if not (dash and low.isdigit() and high.isdigit() and int(low) < int(high)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not LOW-HIGH in ns")
+        return float(low), float(high)
+
     add = parser.add_argument
     add("-t", dest="threads", type=several(range(1, 257), int), default=[1, 2], help="numbers of threads (default 1,2)")
     add("-n", dest="repetitions", type=int, default=15, help="repetitions (default 15)")
@@ -418,6 +447,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "-w", dest="workloads", type=several(WORKLOADS), default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)} (default all)"
     )
     add("-c", dest="count", type=int, default=COUNT, help="parameters of A, B and C (default 10,000,000)")
+    add(
+        "--apart",
+        type=distances,
+        default=(0, math.inf),
+        metavar="LOW-HIGH",
+        help="count only turns while threads are so many ns apart",
+    )
     add("--json", metavar="FILE", help="write the rows there")
     add("--plot", metavar="FILE.png", help="draw the rows there (needs matplotlib)")
     options = parser.parse_args(argv)
