@@ -134,6 +134,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void reap_transfers();
   PeerLost in_terms_of_job(const PeerLost& loss) const;
   void raise_trouble(const std::string& during, bool last);
+  std::vector<int> without_goodbye(const PeerLost& loss);
   std::exception_ptr last_word(const PeerLost& loss, const std::string& during);
   std::exception_ptr fail(std::exception_ptr error, const Operation* operation, const std::string& during = "an operation");
   void end_pending(const std::exception_ptr& error);

@@ -123,15 +123,34 @@ void Communicator::raise_trouble(const std::string& during, bool last) {
   }
 }
 
+// Those of the lost that have not left in order, in ranks of the job.
+std::vector<int> Communicator::without_goodbye(const PeerLost& loss) {
+  const std::unique_lock staying(close_mutex_, std::try_to_lock);
+  std::vector<int> ranks = loss.ranks;
+  if (staying && world_->monitor != nullptr) std::erase_if(ranks, [&](int r) { return world_->monitor->has_left(r); });
+  return in_terms_of_job({loss.what(), ranks, loss.epoch}).ranks;
+}
+
 // Whoever hears of a loss leaves, and is missed in turn by those who have not heard of it yet: so there is a moment for the
-// reports that are still on their way. What the job says stands. A group's own word of a loss is the last only where the job
-// has none: the dead rank need not have been in the group, nor the group's rank 0 have stayed to pass its report on.
+// reports that are still on their way. What the job says stands where it explains everyone: who has not said goodbye is dead,
+// and the job has to know of that, too, since it may have had other troubles before. A group's own word of a loss is the last
+// only where the job has none: the dead rank need not have been in the group, nor the group's rank 0 have stayed to pass its
+// report on.
 std::exception_ptr Communicator::last_word(const PeerLost& loss, const std::string& during) {
   const Deadline deadline = Deadline::after(transport::Monitor::kVerdictSeconds);
   try {
     for (bool last = false; !last; ::poll(nullptr, 0, 1)) {
       last = closing_ || deadline.passed();
-      if (const auto job = job_.lock()) job->raise_trouble(during, last);
+      if (const auto job = job_.lock()) {
+        const std::vector<int> dead = without_goodbye(loss);
+        try {
+          job->raise_trouble(during, last);
+        } catch (const PeerLost& e) {
+          if (std::ranges::includes(e.ranks, dead)) throw;
+        } catch (const Error&) {
+          if (dead.empty()) throw;
+        }
+      }
       raise_trouble(during, last);
     }
     const std::string how = format("[%s] rank %d: %s during %s", name(), world_->rank, loss.what(), during.c_str());

@@ -1,5 +1,7 @@
 #include "comm/split.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cstring>
 #include <tuple>
@@ -125,7 +127,11 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
   if (own) std::rethrow_exception(own);
   for (int r = 0; r < world.size; ++r) {
     const Meeting& theirs = outcomes[static_cast<size_t>(r)];
-    if (theirs.lost) parent.attend_all("split");
+    const Deadline known = Deadline::after(transport::Monitor::kVerdictSeconds);  // what they know is on its way here
+    while (theirs.lost && !known.passed()) {
+      parent.attend_all("split");
+      ::poll(nullptr, 0, 1);
+    }
     if (theirs.error[0] != '\0')
       throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof theirs.error - 1),
                          theirs.error));

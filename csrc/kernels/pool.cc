@@ -3,8 +3,8 @@
 // Otherwise, and in a forked child, where OpenMP's threads are missing, there is a pool of our own.
 //
 // Every thread has a share of the items, side by side, and then helps the others from the ends of theirs: loops over memory go
-// on where they were, which the processor's prefetching wants, and what a thread had in its caches in the last call it has
-// again.
+// on where they were, which the processor's prefetching wants. The caller has the first share in every call, helpers theirs in
+// the order in which they come.
 //
 // The pool: a helper takes part in a call only if it comes while there are items left; the caller waits for those who take
 // part, and so never for a thread that is not scheduled. A forked child has no helpers: it makes itself a new pool, and leaks

@@ -77,6 +77,7 @@ class Monitor {
 
   // Any thread; a relaxed load each while all is well.
   bool troubled() const { return troubled_.load(std::memory_order_acquire); }
+  bool has_left(int rank) const;
   bool somebody_left() const { return left_count_.load(std::memory_order_acquire) > 0; }
 
   // Throws the job's trouble as PeerLost, Mismatch, ..., or returns. `during`: "all-reduce 'fc.weight' (operation 17)".
@@ -84,8 +85,8 @@ class Monitor {
   // Throws PeerLost when one of `needed` has left.
   void raise_if_left(const std::vector<int>& needed, const std::string& during) const;
 
-  // A peer has closed its connection or left: perhaps because of a loss of which the report is still on its way. Waits a moment
-  // for that report and throws it.
+  // Somebody has told what may follow from a loss of which the report is still on its way. Waits a moment for that report and
+  // throws it.
   void await_trouble(const std::string& during) const;
 
   // Makes an error of this rank everybody's, this rank's later operations included. The first one stays.
@@ -163,7 +164,6 @@ class Monitor {
   void pass_on(const ControlMessage& message, int except);
   void accept_trouble(const Trouble& trouble);
   ControlMessage make_message() const;
-  bool has_left(int rank) const;
 
   Member identity_;
   MonitorTimes times_;

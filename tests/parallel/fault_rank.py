@@ -1,10 +1,11 @@
 """A rank for the tests of faults: checked collectives of all kinds until something goes wrong, which it then tells in JSON.
 
-    fault_rank.py <program> [seed]
+    fault_rank.py <program> [seed, or what the program takes]
 
 Programs: `mixed` (until an error), `some` (a few rounds, then it leaves), `late` (the last rank stays away), `idle` (waits for
 orders on stdin, so that it is in no operation when something happens), `groups` (of which one rank has to leave because of
-another's end). COMES_LATE_SECONDS and COMES_ON_ORDER in a rank's environment delay its init().
+another's end), `groups_go_on` (after a trouble of the job). COMES_LATE_SECONDS and COMES_ON_ORDER in a rank's environment delay
+its init().
 """
 
 from __future__ import annotations
@@ -133,6 +134,27 @@ def groups(comm, members: str, depth: str, call: str, victim: str) -> None:
             handle.wait()
 
 
+def groups_go_on(comm, trouble: str) -> None:
+    """A group without rank 3 outlives a "timeout" of rank 1 in the job, or the "loss" of rank 3; then rank 2 is killed."""
+    group = comm.split(0 if comm.rank != 3 else None)
+    comm.barrier()
+    if comm.rank == 3:
+        tell(running=True)
+        if trouble == "loss":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+    if trouble == "timeout" and comm.rank == 1:
+        with contextlib.suppress(roundel.TimeoutError):
+            comm.recv(np.empty(1), 0, timeout=0.1)
+    with contextlib.suppress(roundel.RoundelError):
+        comm.barrier()
+    group.barrier()
+    tell(running=True)
+    if comm.rank == 2:
+        time.sleep(1000)
+    group.allreduce(np.ones(10))
+
+
 def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     program, seed = sys.argv[1], int(sys.argv[2]) if sys.argv[2:3] and sys.argv[2].isdigit() else 0
@@ -161,6 +183,8 @@ def main() -> None:
             mixed.rounds()
         elif program == "groups":
             groups(comm, *sys.argv[2:])
+        elif program == "groups_go_on":
+            groups_go_on(comm, *sys.argv[2:])
         elif program == "idle":
             comm.barrier()
             tell(running=True)

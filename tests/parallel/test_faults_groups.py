@@ -31,6 +31,18 @@ def test_a_group_names_the_dead_and_not_who_left_because_of_it(transport, member
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp", "hosts"])
+@pytest.mark.parametrize("trouble", ["timeout", "loss"])
+def test_an_earlier_trouble_of_the_job_is_not_why_a_group_loses_a_rank(transport, trouble, tmp_path):
+    with FaultJob(SIZE, transport, tmp_path, "groups_go_on", trouble) as job:
+        job.wait_running()
+        killed = job.kill(2)
+        for rank in (0, 1):
+            error = job.error_of(rank)
+            assert error["error"] == "PeerLostError" and 2 in error["ranks"], error
+            assert "has left" not in error["text"] and error["at"] - killed < 3 * BOUND, error
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "hosts"])
 @pytest.mark.parametrize("victim", [2, 0])
 def test_a_split_of_a_group_does_not_wait_for_a_rank_that_has_left(transport, victim, tmp_path):
     """It leaves after it has called the split, before it has met the others."""
