@@ -329,6 +329,7 @@ def rows_of(
 ) -> list[dict]:
     count = sum(torch.Size(shape).numel() for shape in shapes)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    known = [one for one in round_trips if not math.isnan(one)]
     rows = []
     for name, values in seconds.items():
         ordered = sorted(values)
@@ -344,7 +345,7 @@ def rows_of(
             "p90_us": ordered[len(ordered) * 9 // 10] * 1e6,
             "ratio": medians[name] / medians["roundel"],
             "repetitions": len(values),
-            "round_trip_ns": None if math.isnan(round_trips[0]) else statistics.median(round_trips) * 1e9,
+            "round_trip_ns": statistics.median(known) * 1e9 if known else None,
         })  # fmt: skip
     return rows
 

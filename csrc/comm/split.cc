@@ -125,17 +125,15 @@ std::shared_ptr<Communicator> split(Communicator& parent, int color, int key) {
     throw;
   }
   if (own) std::rethrow_exception(own);
-  for (int r = 0; r < world.size; ++r) {
-    const Meeting& theirs = outcomes[static_cast<size_t>(r)];
-    const Deadline known = Deadline::after(transport::Monitor::kVerdictSeconds);  // what they know is on its way here
-    while (theirs.lost && !known.passed()) {
-      parent.attend_all("split");
-      ::poll(nullptr, 0, 1);
-    }
-    if (theirs.error[0] != '\0')
-      throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof theirs.error - 1),
-                         theirs.error));
+  if (std::ranges::any_of(outcomes, &Meeting::lost)) {  // what they have heard is on its way here
+    const Deadline heard = Deadline::after(transport::Monitor::kVerdictSeconds);
+    do parent.attend_all("split");
+    while (!heard.passed() && ::poll(nullptr, 0, 1) == 0);
   }
+  for (int r = 0; r < world.size; ++r)
+    if (outcomes[static_cast<size_t>(r)].error[0] != '\0')
+      throw Error(format("rank %d: split failed on rank %d: %.*s", world.rank, r, static_cast<int>(sizeof outcome.error - 1),
+                         outcomes[static_cast<size_t>(r)].error));
   if (made != nullptr) parent.adopt(made);
   return made;
 }

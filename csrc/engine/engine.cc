@@ -40,10 +40,9 @@ bool is_same(const Request& request, const InPlace& again) {
 
 std::shared_ptr<Engine> Engine::open(comm::Communicator& parent) {
   if (parent.world().is_group) throw InvalidArgument("an engine is of the whole job: expected its communicator, got a group's");
-  const auto destroy = [](Engine* engine) {
+  const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), [](Engine* engine) {
     if (!in_forked_child()) delete engine;  // a forked child has no thread that a destructor could join
-  };
-  const std::shared_ptr<Engine> made(new Engine(comm::split(parent, 0, 0)), destroy);
+  });
   made->comm_->before_leaving([engine = std::weak_ptr(made)] {
     if (const auto alive = engine.lock()) alive->close();
   });
